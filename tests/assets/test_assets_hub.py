@@ -1,0 +1,124 @@
+import email.message
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from pl_fed.assets.hub import _probe, hub_obstacle, hub_reachable, in_hub_cache
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget the offline variables of the test session and what an earlier test found out."""
+    with monkeypatch.context() as patch:
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        patch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+        _probe.cache_clear()
+        yield
+    _probe.cache_clear()
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, answer: Exception | None) -> list[tuple[str, str, float]]:
+    asked = []
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> nullcontext[None]:
+        asked.append((request.get_method(), request.full_url, timeout))
+        if answer is not None:
+            raise answer
+        return nullcontext()
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    return asked
+
+
+def status(code: int) -> urllib.error.HTTPError:
+    return urllib.error.HTTPError("https://hub", code, "text", email.message.Message(), None)
+
+
+def test_asks_once_with_a_short_timeout(online, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answer_with(monkeypatch, None)
+    assert hub_reachable() and hub_reachable()
+    assert asked == [("HEAD", constants.ENDPOINT, 2.0)]
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+@pytest.mark.parametrize("value", ["1", "true", "YES"])
+def test_offline_variables_forbid_to_ask(online, monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    asked = answer_with(monkeypatch, None)
+    with monkeypatch.context() as patch:
+        patch.setenv(variable, value)
+        assert not hub_reachable()
+        assert hub_obstacle() == f"{variable}={value} forbids it"
+    assert asked == []
+
+
+def test_falsy_offline_variable_does_not(online, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, None)
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "0")
+        assert hub_reachable()
+
+
+@pytest.mark.parametrize(
+    ("answer", "obstacle"),
+    [
+        (status(401), None),
+        (status(404), None),
+        (status(503), "answered with status 503"),
+        (urllib.error.URLError("Name or service not known"), "did not answer (Name or service not known)"),
+        (TimeoutError("timed out"), "did not answer (timed out)"),
+        (http.client.BadStatusLine("nonsense"), "did not answer (nonsense)"),
+    ],
+)
+def test_answers(online, monkeypatch: pytest.MonkeyPatch, answer: Exception, obstacle: str | None) -> None:
+    answer_with(monkeypatch, answer)
+    found = hub_obstacle()
+    assert found is None if obstacle is None else found == f"{constants.ENDPOINT} {obstacle}"
+
+
+def test_refused_connection(online, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real socket: nobody listens on the discard port of this machine."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with monkeypatch.context() as patch:
+        patch.setenv("no_proxy", "127.0.0.1")
+        assert not hub_reachable()
+
+
+SHARDS = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+
+
+@pytest.mark.parametrize(
+    ("files", "complete"),
+    [
+        (["config.json", "model.safetensors", "tokenizer.json"], True),
+        (["config.json", "pytorch_model.bin", "vocab.txt"], True),
+        (["config.json", "model.safetensors", "preprocessor_config.json"], True),
+        (["config.json", "model.safetensors.index.json", "model-1.safetensors", "tokenizer.json"], False),
+        (
+            ["config.json", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors", "vocab.json"],
+            True,
+        ),
+        (["config.json", "tokenizer.json"], False),
+        (["config.json", "model.safetensors"], False),
+        (["model.safetensors", "tokenizer.json"], False),
+    ],
+)
+def test_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], complete: bool) -> None:
+    """The layout of the hub's cache: `refs/main` names the commit, `snapshots/<commit>` has its files."""
+    repository = tmp_path / "models--org--tiny"
+    snapshot = repository / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    for name in files:
+        (snapshot / name).write_text(json.dumps(SHARDS))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert in_hub_cache("org/tiny") is complete
+    assert not in_hub_cache("org/other")
+    assert not in_hub_cache("not/a/hub/id")
