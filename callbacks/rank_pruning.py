@@ -1,0 +1,233 @@
+"""Rank pruning: a client drops the slots that carry little of its update, layer by layer, as training goes.
+
+The importance of slot i is by default the energy of its rank-1 term, ``|lam_i| * ||b_i|| * ||a_i||``: |lam_i| alone is
+not identifiable, since ``(b_i, lam_i) -> (c b_i, lam_i / c)`` leaves the model as it is. The energy rule is derived;
+``sensitivity`` and the cubic schedule are those of Qingru Zhang et al., "AdaLoRA", ICLR 2023, arXiv 2303.10512, eqs. 8-12.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pl_fed._lightning import Callback, LightningModule, Trainer
+from pl_fed.adapters import Adapter, AdapterLayer
+from pl_fed.context import ClientContext, RoundContext
+from pl_fed.errors import FederatedConfigError
+from pl_fed.updates import AdapterState, Slots
+
+Importance = Literal["energy", "lambda", "sensitivity"]
+
+
+def slot_energy(
+    a: Float[Tensor, "rank d_in"], b: Float[Tensor, "d_out rank"], diagonal: Float[Tensor, " rank"] | None = None
+) -> Float[Tensor, " rank"]:
+    """Return the Frobenius norm of each rank-1 term ``lam_i b_i a_i^T``."""
+    energy = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=0)
+    return energy if diagonal is None else energy * diagonal.abs()
+
+
+def slots_to_keep(
+    importance: Float[Tensor, " active"],
+    eta: float = 0.99,
+    min_rank: int = 1,
+    max_share: float = 0.25,
+    budget: int | None = None,
+) -> Int[Tensor, " kept"]:
+    """Return the positions of the slots to keep, ascending.
+
+    Args:
+        importance: Importance of each active slot.
+        eta: Keep the fewest slots that hold this share of the summed squares.
+        min_rank: Keep at least so many.
+        max_share: Drop at most this share of the active slots.
+        budget: Keep so many instead of the share `eta`.
+
+    Example:
+        >>> slots_to_keep(torch.tensor([3.0, 0.1, 2.0, 0.1]))  # 0.75 of four slots may not go below three
+        tensor([0, 1, 2])
+    """
+    active = importance.numel()
+    order = torch.argsort(importance, descending=True, stable=True)
+    squares = importance[order].double().square()
+    if budget is not None:
+        wanted = budget
+    elif float(squares.sum()) == 0.0:
+        wanted = active  # nothing was learned yet: no slot is less important than another
+    else:
+        share = torch.cumsum(squares, 0) / squares.sum()
+        wanted = int((share < eta - 1e-12).sum()) + 1
+    least = max(min_rank, active - math.floor(max_share * active))
+    return torch.sort(order[: min(active, max(wanted, least))]).values
+
+
+def cubic_budget(start: int, target: int, progress: float) -> int:
+    """Return AdaLoRA's budget between `start` and `target` slots at `progress` in [0, 1]."""
+    return math.ceil(target + (start - target) * (1 - min(1.0, max(0.0, progress))) ** 3)
+
+
+class RankPruning(Callback):
+    """Prunes each client's slots after its local training; without federation, the module's after each epoch.
+
+    Args:
+        eta: Share of the squared importance that the kept slots hold.
+        min_rank: Fewest slots of a layer.
+        max_share: Largest share of a layer's slots that one round may drop.
+        warmup_rounds: First rounds without pruning.
+        final_share: Last share of the rounds without pruning, so that training settles.
+        importance: ``energy``, ``lambda`` (the diagonal alone) or ``sensitivity`` (smoothed ``|p * grad|``).
+        schedule: ``energy`` prunes by `eta`; ``cubic`` follows AdaLoRA's budget down to `min_rank`.
+        regrow: Give a client back, at each broadcast, the strongest slots of the server that it does not hold, at
+            most `max_share` of its cap, until the cap is reached.
+    """
+
+    def __init__(
+        self,
+        eta: float = 0.99,
+        min_rank: int = 1,
+        max_share: float = 0.25,
+        warmup_rounds: int = 2,
+        final_share: float = 0.1,
+        importance: Importance = "energy",
+        schedule: Literal["energy", "cubic"] = "energy",
+        regrow: bool = False,
+    ) -> None:
+        for name, value in (("eta", eta), ("max_share", max_share), ("final_share", final_share)):
+            if not 0.0 <= value <= 1.0:
+                raise FederatedConfigError(f"Expected `{name}` of RankPruning in [0, 1] but got {value}.")
+        if min_rank < 1 or warmup_rounds < 0:
+            raise FederatedConfigError(
+                f"Expected `min_rank` >= 1 and `warmup_rounds` >= 0 but got {min_rank} and {warmup_rounds}."
+            )
+        self.eta, self.min_rank, self.max_share = eta, min_rank, max_share
+        self.warmup_rounds, self.final_share = warmup_rounds, final_share
+        self.importance, self.schedule, self.regrow = importance, schedule, regrow
+        self._federated = False
+        self._layers: dict[str, AdapterLayer] = {}
+        self._smoothed: dict[str, tuple[Tensor, Tensor]] = {}  # sensitivity: mean and uncertainty, by layer
+        self._plain_slots: Slots = {}
+
+    # ------------------------------------------------------------------ federated hooks
+
+    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
+        """Note that rounds are run."""
+        self._federated = True
+        self._layers = Adapter(pl_module).layers
+
+    def on_client_start(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
+        """Forget the last client's sensitivity; regrow if asked to."""
+        assert context.client is not None
+        self._smoothed = {}
+        if self.regrow and self._prunes(context.round_idx, context.num_rounds):
+            self._regrow(context.client, context.server)
+
+    def on_client_end(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
+        """Drop slots from what the client uploads and holds from now on."""
+        client = context.client
+        assert client is not None and client.after is not None
+        if not self._prunes(context.round_idx, context.num_rounds):
+            return
+        pruned = dict(client.slots)
+        for name, ids in client.slots.items():
+            layer = client.after.layers[name]
+            scores = self._scores(name, layer.a, layer.b, client.diagonals.get(name))[ids]
+            pruned[name] = ids[self._keep(scores, client.rank_cap, context.round_idx, context.num_rounds)]
+        client.slots = pruned
+
+    def _prunes(self, round_idx: int, num_rounds: int | None) -> bool:
+        last = math.inf if num_rounds is None else num_rounds - math.ceil(self.final_share * num_rounds)
+        return self.warmup_rounds <= round_idx < last
+
+    def _keep(self, scores: Tensor, cap: int, round_idx: int, num_rounds: int | None) -> Tensor:
+        budget = None
+        if self.schedule == "cubic":
+            span = (num_rounds or round_idx + 2) * (1 - self.final_share) - self.warmup_rounds
+            budget = cubic_budget(cap, self.min_rank, (round_idx + 1 - self.warmup_rounds) / max(1.0, span))
+        return slots_to_keep(scores, self.eta, self.min_rank, self.max_share, budget)
+
+    def _scores(self, name: str, a: Tensor, b: Tensor, diagonal: Tensor | None) -> Tensor:
+        if self.importance == "energy":
+            return slot_energy(a, b, diagonal)
+        if self.importance == "lambda":
+            if diagonal is None:
+                raise FederatedConfigError(
+                    "Expected a rule with a learnable diagonal for `importance: lambda` but this one has none: use "
+                    "`energy`, or AFLoRA with `train_diagonal: true`."
+                )
+            return diagonal.abs()
+        mean, uncertainty = self._smoothed.get(name, (torch.zeros_like(b[0]), torch.zeros_like(b[0])))
+        return mean * uncertainty
+
+    def _regrow(self, client: ClientContext, server: AdapterState) -> None:
+        for name, ids in client.slots.items():
+            room = min(client.rank_cap - len(ids), max(1, math.floor(self.max_share * client.rank_cap)))
+            if room <= 0:
+                continue
+            energy = slot_energy(server.layers[name].a, server.layers[name].b)
+            energy[ids] = -1.0
+            new = torch.argsort(energy, descending=True, stable=True)[:room]
+            client.slots[name] = torch.sort(torch.cat([ids, new])).values
+
+    # ------------------------------------------------------------------ sensitivity
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Smooth ``|p * grad|`` of every slot (AdaLoRA, eqs. 8-11, with its 0.85 for both averages)."""
+        if self.importance != "sensitivity":
+            return
+        self._layers = self._layers or Adapter(pl_module).layers
+        for name, layer in self._layers.items():
+            score = _sensitivity(layer)
+            mean, uncertainty = self._smoothed.get(name, (torch.zeros_like(score), torch.zeros_like(score)))
+            mean = 0.85 * mean + 0.15 * score
+            self._smoothed[name] = (mean, 0.85 * uncertainty + 0.15 * (score - mean).abs())
+
+    # ------------------------------------------------------------------ without federation
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Under a plain Trainer, zero the weak slots of the module itself; they stay zero."""
+        if self._federated or not self._prunes(trainer.current_epoch, _max_epochs(trainer)):
+            return
+        for name, layer in Adapter(pl_module).layers.items():
+            ids = self._plain_slots.get(name, torch.arange(layer.a.shape[0], device=layer.a.device))
+            diagonal = None if layer.diagonal is None else layer.diagonal.detach()
+            scores = self._scores(name, layer.a.detach(), layer.b.detach(), diagonal)[ids]
+            kept = ids[self._keep(scores, layer.a.shape[0], trainer.current_epoch, _max_epochs(trainer))]
+            _zero_others(layer, kept)
+            self._plain_slots[name] = kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the running sensitivity, whether rounds are run and, where they are not, the active slots."""
+        smoothed = {name: list(pair) for name, pair in self._smoothed.items()}
+        return {"smoothed": smoothed, "slots": dict(self._plain_slots), "federated": self._federated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._smoothed = {name: (pair[0], pair[1]) for name, pair in state_dict["smoothed"].items()}
+        self._plain_slots, self._federated = dict(state_dict["slots"]), state_dict["federated"]
+
+
+def _sensitivity(layer: AdapterLayer) -> Tensor:
+    """Return |lam grad| + mean_j |b_j grad| (+ mean_j |a_j grad|) of each slot; (rank,)."""
+    score = torch.zeros_like(layer.b[0], dtype=torch.float32)
+    if layer.diagonal is not None and layer.diagonal.grad is not None:
+        score = score + (layer.diagonal * layer.diagonal.grad).abs().float()
+    for side, dim in ((layer.b, 0), (layer.a, 1)):
+        if side.grad is not None:
+            score = score + (side * side.grad).abs().float().mean(dim)
+    return score.detach()
+
+
+@torch.no_grad()
+def _zero_others(layer: AdapterLayer, kept: Tensor) -> None:
+    mask = torch.zeros(layer.a.shape[0], dtype=torch.bool, device=layer.a.device)
+    mask[kept] = True
+    layer.a[~mask] = 0.0
+    layer.b[:, ~mask] = 0.0
+    if layer.diagonal is not None:
+        layer.diagonal[~mask] = 0.0
+
+
+def _max_epochs(trainer: Trainer) -> int | None:
+    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None

@@ -1,0 +1,109 @@
+"""Counts: bytes, trained parameters and floating-point operations of a client's round.
+
+Operations are those of the matrix products (2 m n k each). Training through a frozen layer costs 4 per weight and token:
+2 forward, 2 for the gradient of its input, none for its own. A trained factor costs 2 more.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pl_fed.adapters import Adapter
+from pl_fed.clients import ClientCost
+from pl_fed.rules.base import Rule
+from pl_fed.updates import Slots
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """Size of a network without its adapter.
+
+    Args:
+        base_bytes: Bytes of all frozen parameters.
+        weights: Number of weights in matrix products (linear and transposed-linear layers).
+        widths: Sum of these layers' input widths, for the activation estimate.
+        trained_weights: Those of `weights` that are trained densely (a classification head).
+    """
+
+    base_bytes: int
+    weights: int
+    widths: int
+    trained_weights: int
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "NetworkSize":
+        """Measure a network; LoRA factors do not count."""
+        base = sum(p.numel() * p.element_size() for p in network.parameters() if not p.requires_grad)
+        linears = [
+            module.weight
+            for name, module in network.named_modules()
+            if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and ".lora_" not in f".{name}"
+        ]
+        trained = sum(weight.numel() for weight in linears if weight.requires_grad)
+        widths = sum(weight.shape[-1] for weight in linears)
+        return cls(base, sum(weight.numel() for weight in linears), widths, trained)
+
+
+def adapter_weights(adapter: Adapter, slots: Slots) -> tuple[int, int]:
+    """Return the number of weights of A and of B in a client's active slots."""
+    a = sum(len(ids) * adapter.layers[name].a.shape[1] for name, ids in slots.items())
+    b = sum(len(ids) * adapter.layers[name].b.shape[0] for name, ids in slots.items())
+    return a, b
+
+
+def training_flops(size: NetworkSize, adapter: Adapter, slots: Slots, sides: frozenset[str], num_tokens: int) -> float:
+    """Return the operations of training on `num_tokens` tokens (estimate; attention scores are left out).
+
+    Args:
+        size: The network.
+        adapter: Its adapter.
+        slots: The client's active slots.
+        sides: What the client trains.
+        num_tokens: Tokens in forward passes, padding included.
+    """
+    a, b = adapter_weights(adapter, slots)
+    per_token = 4 * size.weights + 2 * size.trained_weights + 4 * (a + b)
+    per_token += 2 * (a if "a" in sides else 0) + 2 * (b if "b" in sides else 0)
+    return float(per_token) * num_tokens
+
+
+def trained_parameters(adapter: Adapter, slots: Slots, sides: frozenset[str]) -> int:
+    """Return the number of parameters that a client trains."""
+    a, b = adapter_weights(adapter, slots)
+    diagonal = sum(len(ids) for ids in slots.values())
+    low_rank = a * ("a" in sides) + b * ("b" in sides) + diagonal * ("diagonal" in sides)
+    return low_rank + sum(parameter.numel() for parameter in adapter.dense.values())
+
+
+def client_cost(
+    size: NetworkSize, adapter: Adapter, rule: Rule, tokens_per_batch: float, tokens_per_round: float
+) -> ClientCost:
+    """Return the cost of a round as a function of the rank, for rank caps."""
+    one_slot = {name: layer.a.new_zeros(1).long() for name, layer in adapter.layers.items()}
+    sides = rule.optimizer_sides()
+    none = {name: ids[:0] for name, ids in one_slot.items()}
+    base_flops = training_flops(size, adapter, none, sides, 1)
+    a, b = adapter_weights(adapter, one_slot)
+    dense = sum(parameter.numel() for parameter in adapter.dense.values())
+    return ClientCost(
+        base_bytes=size.base_bytes,
+        activation_bytes=4 * size.widths * tokens_per_batch,
+        dense_params=dense,
+        params_per_rank=trained_parameters(adapter, one_slot, sides) - dense,
+        flops=base_flops * tokens_per_round,
+        flops_per_rank=(training_flops(size, adapter, one_slot, sides, 1) - base_flops) * tokens_per_round,
+        download_bytes_per_rank=4 * (a + b),
+        upload_bytes_per_rank=4 * (a * ("a" in sides) + b * ("b" in sides)),
+    )
+
+
+def count_tokens(batch: object) -> int:
+    """Return the tokens of a batch, padding included; its number of examples where it has no ``input_ids``."""
+    tensor = batch
+    if isinstance(batch, dict):
+        tensor = batch.get("input_ids", next(iter(batch.values()), None))
+        if isinstance(tensor, Tensor) and "input_ids" in batch:
+            return tensor.numel()
+    elif isinstance(batch, (list, tuple)) and batch:
+        tensor = batch[0]
+    return int(tensor.shape[0]) if isinstance(tensor, Tensor) and tensor.dim() else 1

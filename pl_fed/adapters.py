@@ -1,0 +1,165 @@
+"""The adapter inside a network: finds PEFT's LoRA layers and other trained tensors, reads and writes them in place.
+
+The parametrisation is that of `specs`: ``y = W x + scale * B diag(diagonal) A x``. PEFT computes ``B A x``; the
+diagonal, where a rule wants one, is put on the output of the ``lora_A`` submodule, so that every kind of PEFT layer
+(Linear, Conv1D, quantised) has it without a forward of its own.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pl_fed.errors import FederatedConfigError
+from pl_fed.updates import AdapterState, LayerState, Slots
+
+ADAPTER_NAME = "default"
+
+
+class DiagonalLinear(nn.Linear):
+    """A ``lora_A`` with a learnable diagonal on its output: ``diag(diagonal) A x``."""
+
+    diagonal: nn.Parameter
+
+    @classmethod
+    def wrap(cls, linear: nn.Linear) -> "DiagonalLinear":
+        """Return a layer that shares `linear`'s weight; the diagonal starts at one."""
+        wrapped = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        wrapped.weight = linear.weight
+        wrapped.diagonal = nn.Parameter(torch.ones_like(linear.weight[:, 0]))
+        return wrapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply A, then the diagonal."""
+        return F.linear(x, self.weight) * self.diagonal
+
+
+@dataclass(frozen=True)
+class AdapterLayer:
+    """One adapted layer: live views of its factors."""
+
+    name: str
+    module: LoraLayer
+
+    @property
+    def a(self) -> nn.Parameter:
+        """Factor A, (rank, d_in)."""
+        return cast(nn.Parameter, self.module.lora_A[ADAPTER_NAME].weight)
+
+    @property
+    def b(self) -> nn.Parameter:
+        """Factor B, (d_out, rank)."""
+        return cast(nn.Parameter, self.module.lora_B[ADAPTER_NAME].weight)
+
+    @property
+    def diagonal(self) -> nn.Parameter | None:
+        """The learnable diagonal, (rank,), or None."""
+        return getattr(self.module.lora_A[ADAPTER_NAME], "diagonal", None)
+
+    @property
+    def scale(self) -> float:
+        """The constant in front of ``B A x``."""
+        return float(self.module.scaling[ADAPTER_NAME])
+
+
+class Adapter:
+    """The federated tensors of a network, bound to its parameters.
+
+    Args:
+        network: Any module. With PEFT LoRA layers, their factors and every other trainable parameter are federated;
+            without, all trainable parameters are (plain federated averaging).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.layers: dict[str, AdapterLayer] = {}
+        self._names: dict[str, str] = {}  # parameter name -> flat name of `AdapterState.tensors`
+        for name, module in network.named_modules():
+            if isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A:
+                self.layers[name] = AdapterLayer(name, module)
+                self._names[f"{name}.lora_A.{ADAPTER_NAME}.weight"] = f"{name}/a"
+                self._names[f"{name}.lora_B.{ADAPTER_NAME}.weight"] = f"{name}/b"
+        parameters = dict(network.named_parameters())
+        self.dense = {
+            name: parameter
+            for name, parameter in parameters.items()
+            if parameter.requires_grad and name not in self._names and not name.endswith("lora_A.default.diagonal")
+        }
+        self._names.update({name: name for name in self.dense})
+
+    @property
+    def rank(self) -> int:
+        """The server's rank: the largest number of slots of any layer; 0 without low-rank layers."""
+        return max((layer.a.shape[0] for layer in self.layers.values()), default=0)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return every federated parameter and diagonal, in a fixed order."""
+        low_rank = [p for layer in self.layers.values() for p in (layer.a, layer.b, layer.diagonal) if p is not None]
+        return low_rank + list(self.dense.values())
+
+    def same_parameters(self, other: "Adapter") -> bool:
+        """Tell whether two adapters are bound to the same network."""
+        mine, others = self.parameters(), other.parameters()
+        return len(mine) == len(others) and all(p is q for p, q in zip(mine, others, strict=True))
+
+    def read(self) -> AdapterState:
+        """Return the current values; they share memory with the parameters."""
+        layers = {name: LayerState(layer.a.detach(), layer.b.detach()) for name, layer in self.layers.items()}
+        return AdapterState(layers, {name: parameter.detach() for name, parameter in self.dense.items()})
+
+    def diagonals(self) -> dict[str, Tensor]:
+        """Return the current diagonals by layer; they share memory with the parameters."""
+        found = {name: layer.diagonal for name, layer in self.layers.items()}
+        return {name: diagonal.detach() for name, diagonal in found.items() if diagonal is not None}
+
+    @torch.no_grad()
+    def write(self, state: AdapterState, slots: Slots | None = None) -> None:
+        """Copy values into the network and reset the diagonals.
+
+        Args:
+            state: New values at the server's rank.
+            slots: Slots whose diagonal becomes 1; the others become 0, which with zero factors keeps them and their
+                gradients exactly zero. None means all slots.
+        """
+        live, new = self.read().tensors(), state.tensors()
+        torch._foreach_copy_(list(live.values()), [new[name] for name in live])
+        for name, diagonal in self.diagonals().items():
+            if slots is None:
+                diagonal.fill_(1.0)
+            else:
+                diagonal.zero_().index_fill_(0, slots[name], 1.0)
+
+    def add_diagonals(self) -> None:
+        """Give every layer a learnable diagonal, once."""
+        for layer in self.layers.values():
+            if layer.diagonal is None:
+                linear = cast(nn.Linear, layer.module.lora_A[ADAPTER_NAME])
+                layer.module.lora_A[ADAPTER_NAME] = DiagonalLinear.wrap(linear)
+
+    def set_trainable(self, sides: frozenset[str]) -> None:
+        """Choose which low-rank parts get gradients: any of ``a``, ``b``, ``diagonal``. Dense tensors always do."""
+        for layer in self.layers.values():
+            layer.a.requires_grad_("a" in sides)
+            layer.b.requires_grad_("b" in sides)
+            if layer.diagonal is not None:
+                layer.diagonal.requires_grad_("diagonal" in sides)
+
+    def named_tensors(self, state: AdapterState) -> dict[str, Tensor]:
+        """Return a state's tensors under the network's parameter names, for `state_dict`."""
+        flat = state.tensors()
+        return {name: flat[flat_name] for name, flat_name in self._names.items()}
+
+    def check_scale(self) -> None:
+        """Refuse layers of unlike scale: with them the aggregate is no weighted sum of the clients' updates.
+
+        Raises:
+            FederatedConfigError: If the layers' scales differ.
+        """
+        scales = {layer.scale for layer in self.layers.values()}
+        if len(scales) > 1:
+            raise FederatedConfigError(
+                f"Expected one LoRA scale for all layers but got {sorted(scales)}: do not use `alpha_pattern` or "
+                "`rank_pattern`; unequal ranks are the clients' (`clients.ranks`)."
+            )

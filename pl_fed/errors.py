@@ -1,0 +1,32 @@
+"""Errors that a federation can raise; each message says what was expected, what came and what to change."""
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+
+class FederatedConfigError(MisconfigurationException, ValueError):
+    """The configuration of rounds, clients or rules cannot work."""
+
+
+class ClientFailureError(RuntimeError):
+    """One client's contribution to a round cannot be used; the round goes on without it.
+
+    Callbacks may raise it in ``on_client_start``, ``on_client_end`` or ``on_upload``.
+
+    Args:
+        client_id: The client that failed.
+        reason: A short word for the log, for example ``"not_finite"``.
+        detail: A sentence for people.
+    """
+
+    def __init__(self, client_id: int, reason: str, detail: str = "") -> None:
+        super().__init__(f"client {client_id} is left out ({reason}){': ' + detail if detail else ''}")
+        self.client_id = client_id
+        self.reason = reason
+
+
+class TooFewClientsError(RuntimeError):
+    """Fewer clients survived a round than the federation accepts."""
+
+
+class CheckpointMismatchError(FederatedConfigError):
+    """A checkpoint belongs to another rule, population or adapter than the run that loads it."""

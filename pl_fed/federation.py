@@ -1,0 +1,375 @@
+"""The four verbs of a round - broadcast, train, aggregate, apply - on one network, without Lightning.
+
+`Federation` holds the server's adapter, what clients keep, and the round in progress. `FederatedLoop` calls it at
+Lightning's seams; the engine does the local training in between.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pl_fed.accounting import NetworkSize, client_cost, training_flops
+from pl_fed.adapters import Adapter
+from pl_fed.clients import ClientCost, ClientsConfig, ClientState
+from pl_fed.context import ClientContext, RoundContext
+from pl_fed.engines.base import Engine
+from pl_fed.errors import CheckpointMismatchError, ClientFailureError, TooFewClientsError
+from pl_fed.loaders import RoundPlan
+from pl_fed.rounds import ClientWork, CohortConfig, LocalTraining, RoundSchedule, derive_seed
+from pl_fed.rules.base import Rule
+from pl_fed.server_optimizer import ServerOptimizer
+from pl_fed.updates import (
+    AdapterState,
+    Broadcast,
+    LayerState,
+    Update,
+    prefix_slots,
+    scatter_columns,
+    scatter_rows,
+)
+from pl_fed.wire import Codecs, Wire
+
+
+@dataclass
+class FederationConfig:
+    """Everything that defines the rounds; see `FederatedStrategy` for the meaning of each."""
+
+    rule: Rule
+    cohort: CohortConfig
+    local: LocalTraining
+    clients: ClientsConfig
+    server_optimizer: ServerOptimizer
+    codecs: Codecs
+    seed: int = 0
+
+
+@dataclass
+class Federation:
+    """Server state, client states and the round in progress.
+
+    Args:
+        config: What a round is.
+        engine: Runs the local training.
+        adapter: The network's federated tensors.
+        size: The network without them.
+        fire: Calls a federated hook of every callback.
+    """
+
+    config: FederationConfig
+    engine: Engine
+    adapter: Adapter
+    size: NetworkSize
+    fire: Callable[[str, RoundContext], None]
+    states: dict[int, ClientState] = field(default_factory=dict)
+    a_version: int = 0
+    context: RoundContext | None = None
+    schedule: RoundSchedule | None = None
+    step: int = 0  # batches of the current client that were trained
+    before: AdapterState | None = None  # what the current client started from
+    cost: ClientCost | None = None
+    server: AdapterState = field(default_factory=AdapterState)
+    population: int | None = None
+
+    # ------------------------------------------------------------------ server
+
+    def sync_server(self) -> None:
+        """Take over what the network holds; the server's full precision stays where the network only rounds it."""
+        live, kept = self.adapter.read().tensors(), self.server.tensors()
+        for name, value in live.items():
+            known = kept.get(name)
+            if known is None or not torch.equal(known.to(value.dtype), value):
+                kept[name] = value.detach().clone().to(torch.promote_types(value.dtype, torch.float32))
+        self.server = AdapterState.from_tensors({name: kept[name] for name in live})
+
+    def set_plan(self, plan: RoundPlan) -> None:
+        """Bind the data's population: check its size and what clients can afford."""
+        config = self.config
+        config.clients.check_population(len(plan.shards))
+        if self.population not in (None, len(plan.shards)):
+            raise CheckpointMismatchError(
+                f"Expected the checkpoint's population of {self.population} clients but the data has "
+                f"{len(plan.shards)}: resume with the same partitioner, or start anew from the exported adapter."
+            )
+        self.population = len(plan.shards)
+        config.clients.check_ranks(self.adapter.rank)
+        plan.bind(config.cohort, config.local, config.seed, plan.accumulate)
+        lengths = plan.lengths
+        per_example = sum(lengths[i] for i in range(min(1000, len(lengths)))) / min(1000, len(lengths)) if lengths else 1.0
+        work = plan.schedule(plan.round_idx).work
+        num_batches = max((len(w.batches) for w in work), default=0)
+        tokens = per_example * plan.batch_size
+        self.cost = client_cost(self.size, self.adapter, config.rule, tokens, tokens * num_batches)
+
+    def client_state(self, client_id: int) -> ClientState:
+        """Return what a client keeps, made on first use."""
+        if client_id not in self.states:
+            assert self.cost is not None
+            cap = self.config.clients.rank_cap(client_id, self.adapter.rank, self.cost)
+            self.states[client_id] = ClientState(prefix_slots(self.server, cap))
+        return self.states[client_id]
+
+    # ------------------------------------------------------------------ round
+
+    def start_round(self, schedule: RoundSchedule, num_rounds: int | None) -> None:
+        """Begin a round and load its first client."""
+        self.sync_server()
+        config = self.config
+        self.schedule, self.step = schedule, 0
+        self.context = RoundContext(
+            schedule.round_idx, num_rounds, config.seed, schedule.cohort, self.server, failures=dict(schedule.failures)
+        )
+        self.adapter.set_trainable(config.rule.sides(schedule.round_idx))
+        self.fire("on_round_start", self.context)
+        self.start_client(0)
+
+    @property
+    def work(self) -> ClientWork:
+        """The current client's work."""
+        assert self.context is not None and self.context.client is not None and self.schedule is not None
+        return self.schedule.work[self.context.client.position]
+
+    def _generator(self, client_id: int, purpose: int) -> torch.Generator:
+        assert self.context is not None
+        seed = derive_seed(self.config.seed, self.context.round_idx, client_id, purpose)
+        return torch.Generator().manual_seed(seed)
+
+    def start_client(self, position: int) -> None:
+        """Broadcast to a client and load it into the network."""
+        assert self.context is not None and self.schedule is not None and self.cost is not None
+        config, context, work = self.config, self.context, self.schedule.work[position]
+        state = self.client_state(work.client_id)
+        cap = config.clients.rank_cap(work.client_id, self.adapter.rank, self.cost)
+        client = ClientContext(
+            work.client_id, position, len(self.schedule.work), work.num_examples, cap, dict(state.slots)
+        )
+        context.client, self.step = client, 0
+        self._fire_client("on_client_start")
+        self._broadcast(client, state)
+        self._fire_client("on_broadcast")
+        view = self._view(client.broadcast)
+        seed = derive_seed(config.seed, context.round_idx, work.client_id, 0x5E)
+        self.engine.begin(view, client.slots, state, seed, config.local.optimizer == "kept")
+        self.before = self._promote(self.adapter.read().clone())
+
+    def _broadcast(self, client: ClientContext, state: ClientState) -> None:
+        rule = self.config.rule
+        trains_a = "a" in rule.optimizer_sides()
+        grown = any(not torch.equal(ids, state.slots[name]) for name, ids in client.slots.items())
+        send_a = trains_a or grown or state.a_version != self.a_version
+        generator = self._generator(client.client_id, 0xD1)
+        wire = Wire(self.config.codecs.down, generator, rule.sends_slots, exact_a=not trains_a)
+        client.broadcast = wire.broadcast(rule.broadcast(self.server, client.slots, send_a))
+        client.download_bytes = wire.num_bytes
+        state.a_version, state.slots = self.a_version, dict(client.slots)
+
+    def _view(self, broadcast: Broadcast) -> AdapterState:
+        """Return the adapter a client starts from at the server's rank: zero outside its slots."""
+        layers = {}
+        for name, part in broadcast.layers.items():
+            known = self.server.layers[name]
+            rank = known.a.shape[0]
+            a = known.a[part.slots] if part.a is None else part.a  # not sent: the client has it from before
+            b = known.b[:, part.slots] if part.b is None else part.b
+            layers[name] = LayerState(scatter_rows(a, part.slots, rank), scatter_columns(b, part.slots, rank))
+        return AdapterState(layers, dict(broadcast.dense))
+
+    def _promote(self, state: AdapterState) -> AdapterState:
+        dtypes = {name: value.dtype for name, value in self.server.tensors().items()}
+        return AdapterState.from_tensors({name: value.to(dtypes[name]) for name, value in state.tensors().items()})
+
+    def _fire_client(self, hook: str) -> None:
+        """Call a hook; a `ClientFailureError` in it leaves the client out."""
+        assert self.context is not None and self.context.client is not None
+        try:
+            self.fire(hook, self.context)
+        except ClientFailureError as failure:
+            self.context.failures[failure.client_id] = failure.reason
+
+    # ------------------------------------------------------------------ end of a client and of the round
+
+    def finish_client(self) -> None:
+        """Turn the current client's training into an update, or leave the client out."""
+        assert self.context is not None and self.context.client is not None
+        context, client = self.context, self.context.client
+        state = self.states[client.client_id]
+        kept = self.config.clients.keep_adapters
+        client.after, client.diagonals = self._promote(self.adapter.read().clone()), self._diagonals()
+        if client.client_id not in context.failures:
+            self._fire_client("on_client_end")
+        if client.client_id not in context.failures:
+            self._upload(client)
+        if client.client_id not in context.failures:
+            self._fire_client("on_upload")
+        reason = context.failures.get(client.client_id) or self._unusable(client)
+        if reason:
+            context.failures[client.client_id] = reason
+        else:
+            assert client.update is not None
+            self.engine.finish(state, self.config.local.optimizer == "kept")
+            state.slots = client.slots
+            if kept:
+                state.adapter = {name: value.cpu() for name, value in self.adapter_of(client).tensors().items()}
+            context.updates.append(client.update)
+        client.broadcast, client.after, client.diagonals, client.update = Broadcast(), None, {}, None
+        context.finished.append(client)
+        context.client, self.before = None, None
+
+    def _diagonals(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.adapter.diagonals().items()}
+
+    def adapter_of(self, client: ClientContext) -> AdapterState:
+        """Return a client's trained adapter with its diagonal folded into B."""
+        assert client.after is not None
+        layers = {
+            name: LayerState(layer.a, layer.b * client.diagonals[name] if name in client.diagonals else layer.b)
+            for name, layer in client.after.layers.items()
+        }
+        return AdapterState(layers, client.after.dense)
+
+    def _upload(self, client: ClientContext) -> None:
+        assert self.context is not None and self.before is not None and client.after is not None
+        rule, trained = self.config.rule, self.states[client.client_id].slots
+        sides = rule.sides(self.context.round_idx)
+        layers = rule.update(self.before, client.after, client.diagonals, client.slots, sides)
+        dense = {name: value - self.before.dense[name] for name, value in client.after.dense.items()}
+        update = Update(client.client_id, client.num_examples, layers, dense)
+        wire = Wire(self.config.codecs.up, self._generator(client.client_id, 0x0B), rule.sends_slots, exact_a=False)
+        client.update, client.upload_bytes = wire.update(update), wire.num_bytes
+        client.flops = training_flops(self.size, self.adapter, trained, sides, client.num_tokens)
+        device = self.config.clients.device(client.client_id)
+        if device is not None:
+            client.seconds = device.seconds(client.flops, client.download_bytes, client.upload_bytes)
+
+    def _unusable(self, client: ClientContext) -> str:
+        """Return why an update cannot be aggregated; empty if it can."""
+        budget, update = self.config.clients.round_seconds, client.update
+        if budget is not None and client.seconds > budget:
+            return "timeout"
+        if update is None:
+            return "no_update"
+        for name, part in update.layers.items():
+            layer = self.server.layers[name]
+            if part.a is not None and part.a.shape != (part.rank, layer.a.shape[1]):
+                return "wrong_shape"
+            if part.b is not None and part.b.shape != (layer.b.shape[0], part.rank):
+                return "wrong_shape"
+        if any(value.shape != self.server.dense[name].shape for name, value in update.dense.items()):
+            return "wrong_shape"
+        return "" if all(bool(torch.isfinite(value).all()) for value in update.values()) else "not_finite"
+
+    def finish_round(self) -> RoundContext:
+        """Aggregate, apply, and leave the network with the server's next adapter.
+
+        Raises:
+            TooFewClientsError: If fewer clients than `cohort.min_survivors` gave a usable update; the server's adapter
+                is then as it was before the round.
+        """
+        assert self.context is not None
+        context, config = self.context, self.config
+        self.context, self.schedule = None, None
+        self.engine.drop()
+        self.adapter.write(self.server)
+        self.check_survivors(context.round_idx, len(context.updates), context.failures)
+        updates = sorted(context.updates, key=lambda update: update.client_id)  # the order of arrival changes nothing
+        aggregate = config.rule.aggregate(self.server, updates)
+        context.previous = self.server
+        self.server = context.server = config.server_optimizer.apply(self.server, aggregate)
+        self.adapter.write(self.server)
+        self.fire("on_aggregate", context)
+        self.sync_server()
+        context.server = self.server
+        old = context.previous.layers
+        if any(not torch.equal(old[name].a, layer.a) for name, layer in self.server.layers.items()):
+            self.a_version += 1
+        self.fire("on_round_end", context)
+        return context
+
+    def check_survivors(self, round_idx: int, survivors: int, failures: dict[int, str]) -> None:
+        """Raise `TooFewClientsError` if a round has fewer usable clients than accepted."""
+        if survivors < self.config.cohort.min_survivors:
+            reasons = ", ".join(f"client {k}: {why}" for k, why in list(failures.items())[:10]) or "none chosen"
+            raise TooFewClientsError(
+                f"Expected at least {self.config.cohort.min_survivors} usable clients (`cohort.min_survivors`) in round "
+                f"{round_idx} but got {survivors} ({reasons}). The server's adapter is unchanged; a checkpoint was "
+                "saved. Lower the dropout or the learning rate, raise the time budget, or enlarge the cohort."
+            )
+
+    def drop_round(self) -> None:
+        """Give up the round in progress; the server keeps its adapter."""
+        self.context, self.schedule, self.before = None, None, None
+        self.engine.drop()
+        self.adapter.write(self.server)
+
+    # ------------------------------------------------------------------ checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a resumed run needs, as tensors and primitives."""
+        state: dict[str, Any] = {
+            "settings": self.config.rule.settings(),
+            "population": self.population,
+            "a_version": self.a_version,
+            "clients": {client_id: client.state_dict() for client_id, client in self.states.items()},
+            "server_optimizer": self.config.server_optimizer.state_dict(),
+        }
+        live = self.adapter.read().tensors()
+        if self.context is not None or any(live[n].dtype != v.dtype for n, v in self.server.tensors().items()):
+            state["server"] = self.server.tensors()
+        if self.context is not None:
+            state["round"] = self._round_state(self.context)
+        return state
+
+    def _round_state(self, context: RoundContext) -> dict[str, Any]:
+        assert context.client is not None and self.before is not None
+        return {
+            "round_idx": context.round_idx,
+            "step": self.step,
+            "failures": context.failures,
+            "metrics": context.metrics,
+            "updates": [update.state_dict() for update in context.updates],
+            "finished": [client.state_dict() for client in context.finished],
+            "client": context.client.state_dict(),
+            "before": self.before.tensors(),
+            "engine": self.engine.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what is kept between rounds.
+
+        Raises:
+            CheckpointMismatchError: If the checkpoint was written with another rule.
+        """
+        settings = self.config.rule.settings()
+        if state["settings"] != settings:
+            raise CheckpointMismatchError(
+                f"Expected a checkpoint of the rule {settings} but got one of {state['settings']}: resume with the same "
+                "rule and arguments, or start anew from the exported adapter."
+            )
+        self.a_version, self.population = state["a_version"], state["population"]
+        self.states = {k: ClientState.from_state_dict(v, device) for k, v in state["clients"].items()}
+        self.config.server_optimizer.load_state_dict(state["server_optimizer"], device)
+        if "server" in state:
+            self.server = AdapterState.from_tensors({name: value.to(device) for name, value in state["server"].items()})
+
+    def resume_round(self, state: dict[str, Any], schedule: RoundSchedule, num_rounds: int | None) -> None:
+        """Continue a round in the middle; the client in progress is swapped in."""
+        device = next(iter(self.server.tensors().values())).device
+        self.schedule, self.step = schedule, state["step"]
+        self.before = AdapterState.from_tensors({name: value.to(device) for name, value in state["before"].items()})
+        self.context = RoundContext(
+            round_idx=state["round_idx"],
+            num_rounds=num_rounds,
+            seed=self.config.seed,
+            cohort=schedule.cohort,
+            server=self.server,
+            failures=dict(state["failures"]),
+            updates=[Update.from_state_dict(update, device) for update in state["updates"]],
+            finished=[ClientContext(**client) for client in state["finished"]],
+            client=ClientContext(**state["client"]),
+            metrics=dict(state["metrics"]),
+        )
+        self.adapter.set_trainable(self.config.rule.sides(schedule.round_idx))
+        self.engine.load_state_dict(state["engine"])
+        self.engine.resume()

@@ -1,0 +1,201 @@
+"""Data loaders of a federation: one epoch of `RoundLoader` is one round.
+
+A datamodule returns a `RoundLoader` over the pooled examples and the clients' shards. `FederatedStrategy` binds the
+round's settings to it; without that strategy it is an ordinary shuffled loader over all clients' examples, which is
+centralised training.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from pl_fed.errors import FederatedConfigError
+from pl_fed.rounds import (
+    ClientWork,
+    CohortConfig,
+    LocalTraining,
+    RoundSchedule,
+    Shards,
+    client_batches,
+    derive_seed,
+    drops_out,
+    epoch_batches,
+    sample_cohort,
+)
+
+
+class RoundPlan(Sampler[list[int]]):
+    """Batch sampler whose epoch `r` is round `r`: every client's batches, one client after the other.
+
+    Args:
+        shards: Example indices by client.
+        batch_size: Examples in a client's batch.
+        lengths: Length of every example, to put examples of like length together.
+    """
+
+    def __init__(self, shards: Shards, batch_size: int, lengths: Sequence[int] | None = None) -> None:
+        if batch_size < 1:
+            raise FederatedConfigError(f"Expected `batch_size` to be at least 1 but got {batch_size}.")
+        self.shards, self.batch_size, self.lengths = shards, batch_size, lengths
+        self.cohort: CohortConfig | None = None
+        self.local = LocalTraining()
+        self.seed, self.accumulate = 0, 1
+        self.round_idx = 0
+        self.skip = 0  # batches to leave out at the next start, after a resume
+        self.committed = 0  # batches of this round that were trained; fetched ones may be more
+        self.sampler = self  # Lightning calls `set_epoch` on `loader.sampler` and `batch_sampler.sampler` only
+        self.schedule: Callable[[int], RoundSchedule] = lru_cache(maxsize=2)(self._schedule)
+
+    def bind(self, cohort: CohortConfig, local: LocalTraining, seed: int, accumulate: int = 1) -> None:
+        """Set what a round is; called by the strategy before the first batch."""
+        cohort.size(len(self.shards))
+        self.cohort, self.local, self.seed, self.accumulate = cohort, local, seed, accumulate
+        self.schedule = lru_cache(maxsize=2)(self._schedule)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the round of the next pass; Lightning calls it at the start of every epoch."""
+        self.round_idx = epoch
+
+    def _weights(self) -> np.ndarray | None:
+        if self.cohort is None or self.cohort.sampling == "uniform":
+            return None
+        sizes = getattr(self.shards, "sizes", None)  # a lazy population states its sizes instead of building shards
+        return np.cumsum([len(self.shards[k]) for k in range(len(self.shards))] if sizes is None else sizes)
+
+    def _schedule(self, round_idx: int) -> RoundSchedule:
+        """Return the work of a round; a pure function of the seed and the round."""
+        if self.cohort is None:
+            raise FederatedConfigError("Expected a bound round plan: use it with `FederatedStrategy`.")
+        size = self.cohort.size(len(self.shards))
+        chosen = sample_cohort(len(self.shards), size, self.seed, round_idx, self._weights())
+        failures, work = {}, []
+        for client_id in chosen:
+            if drops_out(self.cohort.dropout, self.seed, round_idx, client_id):
+                failures[client_id] = "dropout"
+            else:
+                work.append(self._client_work(round_idx, client_id))
+        return RoundSchedule(round_idx, chosen, tuple(work), failures)
+
+    def _client_work(self, round_idx: int, client_id: int) -> ClientWork:
+        shard = self.shards[client_id]
+        if len(shard) == 0:
+            raise FederatedConfigError(
+                f"Expected every client to have examples but the shard of client {client_id} is empty: "
+                "use a partitioner with a minimum size, or fewer clients."
+            )
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, round_idx, client_id))
+        try:
+            batches = client_batches(shard, self.batch_size, self.local, generator, self.accumulate, self.lengths)
+        except FederatedConfigError as error:
+            raise FederatedConfigError(f"Client {client_id}: {error}") from None
+        return ClientWork(client_id, len(shard), batches)
+
+    def _pooled(self) -> list[list[int]]:
+        examples = [i for client_id in range(len(self.shards)) for i in self.shards[client_id]]
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.round_idx))
+        return epoch_batches(examples, self.batch_size, generator, self.lengths)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Iterate over the round's batches, without those that were trained before a resume."""
+        if self.cohort is None:
+            return iter(self._pooled())
+        flat = [batch for work in self.schedule(self.round_idx).work for batch in work.batches]
+        return iter(flat[self.skip :])  # does not use `skip` up: torch calls this twice when there are workers
+
+    def __len__(self) -> int:
+        """Return the number of batches of the current round."""
+        if self.cohort is None:
+            return -(-sum(len(self.shards[k]) for k in range(len(self.shards))) // self.batch_size)
+        return self.schedule(self.round_idx).num_batches
+
+
+class RoundLoader(DataLoader[Any]):
+    """A resumable loader that yields the batches of one round per epoch.
+
+    Args:
+        dataset: Map-style data set of all clients' training examples.
+        shards: Example indices by client; may be lazy. With a ``sizes`` attribute, weighted sampling reads no shard.
+        batch_size: Examples in a client's batch.
+        lengths: Length of every example (tokens), to batch examples of like length.
+        kwargs: Passed to `torch.utils.data.DataLoader` (`collate_fn`, `num_workers`, `pin_memory`, ...).
+
+    Example:
+        >>> loader = RoundLoader(range(6), shards=[[0, 1, 2], [3, 4, 5]], batch_size=2)
+        >>> len(loader)  # not bound to a strategy: all clients' examples, shuffled together
+        3
+    """
+
+    batch_sampler: RoundPlan
+
+    def __init__(
+        self,
+        dataset: Any,
+        shards: Shards,
+        batch_size: int = 8,
+        lengths: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # an own generator, since every new iterator would otherwise draw from the global one
+        kwargs.setdefault("generator", torch.Generator())
+        super().__init__(dataset, batch_sampler=RoundPlan(shards, batch_size, lengths), **kwargs)
+
+    @property
+    def plan(self) -> RoundPlan:
+        """The batch sampler, which knows the rounds."""
+        return self.batch_sampler
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, see below
+        """Iterate lazily: on resume Lightning asks for the iterator before it sets the epoch."""
+        self.generator.manual_seed(derive_seed(self.plan.seed, self.plan.round_idx, 0xDA))
+        iterator, self.plan.skip = super().__iter__(), 0
+        yield from iterator
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the round stands, counted in trained batches."""
+        return {"round_idx": self.plan.round_idx, "committed": self.plan.committed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue a round; a state with all batches trained continues with the next round."""
+        plan, done = self.plan, state["committed"]
+        plan.round_idx = state["round_idx"]
+        if done >= len(plan):
+            plan.round_idx, done = plan.round_idx + 1, 0
+        plan.skip = plan.committed = done
+
+
+class _ClientBatches(Sampler[list[int]]):
+    """Batches that never mix two clients."""
+
+    def __init__(self, shards: Shards, batch_size: int) -> None:
+        self.shards, self.batch_size = shards, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for client_id in range(len(self.shards)):
+            shard = list(self.shards[client_id])
+            yield from (shard[i : i + self.batch_size] for i in range(0, len(shard), self.batch_size))
+
+    def __len__(self) -> int:
+        return sum(-(-len(self.shards[k]) // self.batch_size) for k in range(len(self.shards)))
+
+
+class ClientLoader(DataLoader[Any]):
+    """An evaluation loader whose batches each belong to one client.
+
+    Args:
+        dataset: Map-style data set of all clients' held-out examples.
+        shards: Held-out example indices by client; a client may have none.
+        batch_size: Largest batch.
+        personalised: Evaluate each client with the adapter that it keeps, instead of the server's.
+        kwargs: Passed to `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(
+        self, dataset: Any, shards: Shards, batch_size: int = 32, personalised: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, batch_sampler=_ClientBatches(shards, batch_size), **kwargs)
+        self.personalised = personalised
+        self.name = "personalised" if personalised else "clients"

@@ -1,0 +1,210 @@
+"""The federated loop: a driver at Lightning's public seams that makes every epoch a round.
+
+No loop of Lightning is replaced. The round plan orders the batches, Lightning trains them, and this callback swaps
+clients at their borders and aggregates at the end of the round, before validation and checkpoints. `FederatedStrategy`
+inserts it before the first `Checkpoint` callback.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from pl_fed.accounting import count_tokens
+from pl_fed.context import RoundContext
+from pl_fed.errors import TooFewClientsError
+from pl_fed.federation import Federation
+from pl_fed.loaders import RoundPlan
+
+if TYPE_CHECKING:
+    from pl_fed.strategy import FederatedStrategy
+
+
+class FederatedLoop(Callback):
+    """Runs the rounds of a `Federation` inside Lightning's training epochs.
+
+    Args:
+        strategy: The strategy that owns this driver.
+    """
+
+    def __init__(self, strategy: "FederatedStrategy") -> None:
+        self.strategy = strategy
+        self.federation: Federation | None = None
+        self.plan: RoundPlan | None = None
+        self._loaded: dict[str, Any] | None = None  # a checkpoint's state until training starts
+
+    @property
+    def state_key(self) -> str:
+        """A fixed name, so that checkpoints find their state whatever class holds it."""
+        return "FederatedLoop"
+
+    @property
+    def active(self) -> bool:
+        """Whether this run trains rounds; with ordinary loaders the driver does nothing."""
+        return self.plan is not None and self.federation is not None
+
+    @property
+    def mid_round(self) -> bool:
+        """Whether a client is in training."""
+        return self.federation is not None and self.federation.context is not None
+
+    def fire(self, hook: str, context: RoundContext) -> None:
+        """Call a federated hook of every callback that defines it."""
+        trainer = self.strategy.trainer
+        for callback in list(trainer.callbacks):
+            function = getattr(callback, hook, None)
+            if function is not None:
+                function(trainer, trainer.lightning_module, context)
+
+    def bind(self, trainer: Trainer, plan: RoundPlan) -> None:
+        """Take the data's round plan; called whenever Lightning (re)loads the training loader."""
+        assert self.federation is not None
+        if self._loaded is not None:
+            self.federation.load_state_dict(self._loaded, self.strategy.root_device)
+        self.federation.sync_server()
+        self.plan, plan.accumulate = plan, trainer.accumulate_grad_batches
+        plan.set_epoch(trainer.current_epoch)  # before Lightning asks for the round's length
+        self.federation.set_plan(plan)
+        schedule = plan.schedule(plan.round_idx)
+        try:
+            self.federation.check_survivors(schedule.round_idx, len(schedule.work), dict(schedule.failures))
+        except TooFewClientsError:
+            self._save_failed(trainer, schedule.round_idx)
+            raise
+
+    def _save_failed(self, trainer: Trainer, round_idx: int) -> None:
+        folder = trainer.log_dir or trainer.default_root_dir
+        trainer.save_checkpoint(f"{folder}/too-few-clients-round-{round_idx}.ckpt")
+
+    # ------------------------------------------------------------------ training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Swap the checkpoint's client back in: parameters, optimizer and loops are restored by now."""
+        if not self.active or self._loaded is None:
+            return
+        assert self.federation is not None and self.plan is not None
+        loaded, self._loaded = self._loaded, None
+        if "round" in loaded:
+            schedule = self.plan.schedule(loaded["round"]["round_idx"])
+            self.federation.resume_round(loaded["round"], schedule, self._num_rounds(trainer))
+            return
+        epoch_loop = trainer.fit_loop.epoch_loop
+        if epoch_loop.restarted_on_train_batch_end and epoch_loop.batch_progress.is_last_batch:
+            # Lightning goes on with the next epoch if all batches are done, which it asks of the *next* round's length
+            done = epoch_loop.batch_progress.current
+            done.completed = max(done.completed, self.plan.schedule(trainer.current_epoch).num_batches)
+
+    def _num_rounds(self, trainer: Trainer) -> int | None:
+        return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin the round at its first batch.
+
+        Not in ``on_train_epoch_start``: Lightning leaves that out when it resumes from a round's last batch.
+        """
+        if not self.active:
+            return
+        assert self.federation is not None and self.plan is not None
+        if not self.mid_round:
+            self.plan.committed = 0
+            self.federation.start_round(self.plan.schedule(trainer.current_epoch), self._num_rounds(trainer))
+        self.federation.engine.start_batch()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Add the rule's penalty to the gradients, before they are clipped."""
+        if self.mid_round:
+            assert self.federation is not None
+            layers = self.federation.adapter.layers
+            self.federation.config.rule.add_penalty({n: (x.a, x.b, x.diagonal) for n, x in layers.items()})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch; at the end of a client's work take its update, at the end of the round aggregate."""
+        if not self.active:
+            return
+        federation, plan = self.federation, self.plan
+        assert federation is not None and federation.context is not None and plan is not None
+        assert federation.context.client is not None and federation.schedule is not None
+        federation.step += 1
+        plan.committed += 1
+        federation.context.client.num_tokens += count_tokens(batch)
+        last = trainer.is_last_batch  # also when `limit_train_batches` cuts the round
+        if federation.step < len(federation.work.batches) and not last:
+            federation.engine.stepped(window_done=federation.step % plan.accumulate == 0)
+            return
+        position = federation.context.client.position
+        federation.finish_client()
+        if position + 1 < len(federation.schedule.work) and not last:
+            federation.start_client(position + 1)
+            return
+        self._finish_round(trainer, pl_module)
+
+    def _finish_round(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.federation is not None and self.federation.context is not None
+        round_idx = self.federation.context.round_idx
+        try:
+            context = self.federation.finish_round()
+        except TooFewClientsError:
+            self._save_failed(trainer, round_idx)
+            raise
+        metrics = {"round": float(round_idx), **self._figures(context), **context.metrics}
+        pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+
+    def _figures(self, context: RoundContext) -> dict[str, float]:
+        reasons = list(context.failures.values())
+        figures = {"server/clients": float(len(context.updates)), "server/failed_clients": float(len(reasons))}
+        return figures | {f"server/failed_{why}": float(reasons.count(why)) for why in sorted(set(reasons))}
+
+    # ------------------------------------------------------------------ interruptions
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the server's model, also inside a round."""
+        self._suspend()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the client."""
+        if self.mid_round and self._loaded is None:
+            assert self.federation is not None
+            self.federation.engine.resume()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop a round that `max_steps` or `should_stop` ended early: the server keeps its adapter."""
+        if self.mid_round:
+            assert self.federation is not None
+            self.federation.drop_round()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand out the server's model."""
+        self._suspend()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the server's model in memory; a checkpoint that is written now still holds the client."""
+        self._suspend()
+
+    def _suspend(self) -> None:
+        if self.mid_round:
+            assert self.federation is not None
+            self.federation.engine.suspend(self.federation.server)
+
+    # ------------------------------------------------------------------ evaluation with clients' own adapters
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Load the adapter that the batch's client keeps, for personalised loaders."""
+        self.strategy.load_personal(batch, dataloader_idx)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the server's adapter back."""
+        self.strategy.unload_personal()
+
+    # ------------------------------------------------------------------ checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the federation's state; empty for runs without rounds."""
+        return self.federation.state_dict() if self.active and self.federation is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the network is ready."""
+        self._loaded = dict(state_dict) or None

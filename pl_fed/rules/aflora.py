@@ -1,0 +1,110 @@
+"""AFLoRA: a shared A on the server, B and a learnable diagonal on the clients, rank-aware lossless aggregation.
+
+An implementation of the mechanism that the abstract of arXiv 2505.24773 describes (Yajie Zhou, Xiaoyi Pang, Zhibo
+Wang, "AFLoRA: Adaptive Federated Fine-Tuning of Large Language Models with Resource-Aware Low-Rank Adaption", 2025);
+the formulas are derived, ours.
+
+A client trains (B, lam) of ``W x + s B diag(lam) A[I] x`` on its active slots I, and sends ``U = B diag(lam)``. The
+server keeps A and ``C``, the folded B at full rank; the global model is ``W + s C A``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pl_fed.errors import FederatedConfigError
+from pl_fed.rules.base import Rule, Weights, add_dense, add_updates, example_shares
+from pl_fed.updates import AdapterState, LayerState, Update, scatter_columns
+
+
+class AFLoRA(Rule):
+    """The rule of the house; ranks may differ by client, by layer and by round.
+
+    Args:
+        aggregation: How updates of unequal slots are put together, with rank-aware weights
+            ``w_k = n_k r_k / sum_j n_j r_j`` in each layer. ``delta``: C + sum w_k (U_k - C[:, I_k]), a slot that a
+            client does not hold gets no change from it. ``literal``: sum w_k U_k, so a slot that is held by a
+            weight-mass m < 1 shrinks by m every round. ``slot``: the mean over the clients that hold the slot.
+        rank_weights: Weight by examples times rank; False weights by examples alone.
+        init: Start of A: ``kaiming`` (as PEFT) or ``orthonormal`` rows.
+        train_diagonal: Learn the diagonal; False freezes it at 1.
+        diagonal_penalty: Factor mu of the penalty ``mu * mean |lam|`` in the clients' loss.
+    """
+
+    sends_slots = True
+
+    def __init__(
+        self,
+        aggregation: Literal["delta", "literal", "slot"] = "delta",
+        rank_weights: bool = True,
+        init: Literal["kaiming", "orthonormal"] = "kaiming",
+        train_diagonal: bool = True,
+        diagonal_penalty: float = 0.0,
+    ) -> None:
+        if diagonal_penalty < 0:
+            raise FederatedConfigError(f"Expected `diagonal_penalty` of 0 or more but got {diagonal_penalty}.")
+        self.aggregation, self.rank_weights, self.start = aggregation, rank_weights, init
+        self.train_diagonal, self.diagonal_penalty = train_diagonal, diagonal_penalty
+
+    def sides(self, round_idx: int) -> frozenset[str]:
+        """B, and the diagonal unless it is frozen."""
+        return frozenset({"b", "diagonal"} if self.train_diagonal else {"b"})
+
+    def init(self, server: AdapterState, generator: torch.Generator) -> AdapterState:
+        """Give A orthonormal rows when asked to."""
+        if self.start == "kaiming":
+            return server
+        layers = {}
+        for name, layer in server.layers.items():
+            noise = torch.randn(layer.a.shape[::-1], generator=generator, dtype=torch.float64)  # (d_in, rank)
+            if noise.shape[0] < noise.shape[1]:
+                raise FederatedConfigError(
+                    f"Expected a rank of at most {noise.shape[0]}, the input width of `{name}`, for orthonormal rows "
+                    f"but got {noise.shape[1]}: lower `lora.r` or use `init: kaiming`."
+                )
+            layers[name] = LayerState(torch.linalg.qr(noise).Q.T.to(layer.a), layer.b)
+        return AdapterState(layers, server.dense)
+
+    def weights(self, server: AdapterState, updates: Sequence[Update]) -> Weights:
+        """Return ``n_k r_k / sum_j n_j r_j`` by layer; dense tensors are weighted by examples alone."""
+        shares = example_shares(updates)
+        weights: dict[str, list[float]] = {"": shares}
+        for name in server.layers:
+            mass = [u.num_examples * (u.layers[name].rank if self.rank_weights else 1) for u in updates]
+            weights[name] = [m / (sum(mass) or 1) for m in mass]
+        return weights
+
+    def aggregate(self, server: AdapterState, updates: Sequence[Update]) -> AdapterState:
+        """Return the server's adapter after the round; A does not move."""
+        weights = self.weights(server, updates)
+        if self.aggregation == "delta":
+            return add_updates(server, updates, weights)
+        layers = {
+            name: LayerState(layer.a.clone(), self._folded(layer.b, name, updates, weights[name]))
+            for name, layer in server.layers.items()
+        }
+        return AdapterState(layers, add_dense(server, updates, weights[""]))
+
+    def _folded(self, c: Tensor, name: str, updates: Sequence[Update], weights: Sequence[float]) -> Tensor:
+        """Sum (``literal``) or average by slot (``slot``) the clients' folded B; (d_out, rank)."""
+        total, mass = torch.zeros_like(c), c.new_zeros(c.shape[1])
+        for update, weight in zip(updates, weights, strict=True):
+            part = update.layers[name]
+            if part.b is None:
+                raise FederatedConfigError(f"Expected an update of B for `{name}` but client {update.client_id} sent none.")
+            total.add_(scatter_columns(c[:, part.slots] + part.b, part.slots, c.shape[1]), alpha=weight)
+            mass.index_add_(0, part.slots, mass.new_full((part.rank,), weight))
+        if self.aggregation == "literal":
+            return total
+        return torch.where(mass > 0, total / mass.clamp_min(torch.finfo(mass.dtype).tiny), c)
+
+    def add_penalty(self, layers: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> None:
+        """Add the gradient of ``mu * mean |lam|`` over the active slots of each layer."""
+        if self.diagonal_penalty == 0:
+            return
+        for _, _, diagonal in layers.values():
+            if diagonal is not None and diagonal.grad is not None:
+                active = int(torch.count_nonzero(diagonal)) or 1
+                diagonal.grad.add_(diagonal.detach().sign(), alpha=self.diagonal_penalty / active)

@@ -1,0 +1,213 @@
+"""`FederatedStrategy`: federated rounds in a Lightning Trainer, one epoch per round."""
+
+import os
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
+from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
+
+from pl_fed.accounting import NetworkSize
+from pl_fed.adapters import Adapter
+from pl_fed.clients import ClientsConfig
+from pl_fed.engines import SequentialEngine
+from pl_fed.errors import FederatedConfigError
+from pl_fed.federation import Federation, FederationConfig
+from pl_fed.loaders import ClientLoader, RoundLoader
+from pl_fed.loop import FederatedLoop
+from pl_fed.rounds import CohortConfig, LocalTraining, derive_seed
+from pl_fed.rules import AFLoRA, Rule
+from pl_fed.server_optimizer import ServerOptimizer
+from pl_fed.updates import AdapterState
+from pl_fed.wire import Codecs
+
+
+class FederatedStrategy(SingleDeviceStrategy):
+    """Trains clients on one device, round by round; ``max_epochs`` counts rounds.
+
+    With a `RoundLoader` as the training loader, every epoch is a round: a cohort is chosen, each of its clients starts
+    from the server's adapter and trains on its own shard, and a rule aggregates their updates. With ordinary loaders it
+    is Lightning's single-device strategy.
+
+    Args:
+        rule: How updates become the server's next adapter.
+        cohort: Who takes part in a round.
+        local: What a client does in a round.
+        clients: What clients can afford.
+        server_optimizer: Optimizer on the aggregated update; plain by default.
+        codecs: Formats on the wire.
+        engine: How a cohort is trained; ``sequential`` is the reference.
+        seed: Seed of cohorts, batches and dropout; None takes that of `seed_everything`, or 0.
+
+    Example:
+        >>> strategy = FederatedStrategy(cohort=CohortConfig(clients=4), local=LocalTraining(epochs=1))
+        >>> strategy.strategy_name
+        'federated'
+    """
+
+    strategy_name = "federated"
+
+    def __init__(
+        self,
+        rule: Rule | None = None,
+        cohort: CohortConfig = CohortConfig(),  # noqa: B008  # frozen
+        local: LocalTraining = LocalTraining(),  # noqa: B008  # frozen
+        clients: ClientsConfig = ClientsConfig(),  # noqa: B008  # frozen
+        server_optimizer: ServerOptimizer | None = None,
+        codecs: Codecs = Codecs(),  # noqa: B008  # frozen
+        engine: Literal["sequential"] = "sequential",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__("cpu")
+        self.parallel_devices: list[torch.device] | None = None  # filled in by the Trainer from `accelerator=`
+        self._seed = seed
+        self.config = FederationConfig(
+            rule or AFLoRA(), cohort, local, clients, server_optimizer or ServerOptimizer(), codecs
+        )
+        self.engine = SequentialEngine()
+        self.loop = FederatedLoop(self)
+        self._personal: dict[int, AdapterState] = {}
+        self._server: AdapterState | None = None  # put aside while clients' own adapters are evaluated
+
+    @property
+    def root_device(self) -> torch.device:
+        """The Trainer's device."""
+        return self.parallel_devices[0] if self.parallel_devices else self._root_device
+
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer that runs this strategy."""
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer
+
+    # ------------------------------------------------------------------ set-up
+
+    def connect(self, model: torch.nn.Module) -> None:
+        """Insert the driver before the first checkpoint callback, once per Trainer."""
+        super().connect(model)
+        if not isinstance(model, LightningModule) or model._trainer is None:
+            return  # Lightning also connects without a Trainer
+        callbacks = model.trainer.callbacks
+        if self.loop not in callbacks:
+            place = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
+            callbacks.insert(place, self.loop)
+        self.loop.plan = None
+
+    def setup(self, trainer: Trainer) -> None:
+        """Set the device up and bind the adapter."""
+        if len(self.parallel_devices or ()) > 1:
+            raise FederatedConfigError(
+                f"Expected one device but got {len(self.parallel_devices or ())}: set `trainer.devices=1`. Clients are "
+                "trained one after the other."
+            )
+        super().setup(trainer)
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._bind_adapter()
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Let the rule choose what clients train before the module makes its optimizer."""
+        self._bind_adapter()
+        super().setup_optimizers(trainer)
+        assert self.loop.federation is not None
+        self.engine.bind(self.loop.federation.adapter, self.optimizers, self.lr_scheduler_configs)
+
+    def _bind_adapter(self) -> None:
+        assert self.lightning_module is not None
+        module, rule = self.lightning_module, self.config.rule
+        self.config.seed = self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+        adapter, size = Adapter(module), NetworkSize.of(module)
+        if adapter.layers:
+            adapter.check_scale()
+            if "diagonal" in rule.optimizer_sides():
+                adapter.add_diagonals()
+            adapter.set_trainable(rule.optimizer_sides())
+            if not any(bool(layer.b.any()) for layer in adapter.layers.values()):
+                generator = torch.Generator().manual_seed(derive_seed(self.config.seed, 0x1A))
+                adapter.write(rule.init(adapter.read(), generator))
+        known = self.loop.federation
+        if known is None or not known.adapter.same_parameters(adapter):
+            self.loop.federation = Federation(self.config, self.engine, adapter, size, self.loop.fire)
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        """Bind a training loader of rounds; other loaders pass."""
+        if isinstance(dataloader, RoundLoader) and self.trainer.state.fn == TrainerFn.FITTING:
+            self._check_supported()
+            # the length of an epoch is that of its round; Lightning otherwise computes it once
+            self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+            self.loop.bind(self.trainer, dataloader.plan)
+        return dataloader
+
+    def _check_supported(self) -> None:
+        if not self.lightning_module.automatic_optimization:  # type: ignore[union-attr]
+            raise FederatedConfigError(
+                "Expected automatic optimization but `automatic_optimization` is False: clients are swapped at "
+                "Lightning's optimizer steps. Use a plain strategy for this module."
+            )
+        if len(self.optimizers) != 1:
+            raise FederatedConfigError(f"Expected one optimizer but got {len(self.optimizers)}.")
+        for callback in self.trainer.callbacks:
+            averages = type(callback).__name__ in ("WeightAveraging", "EMAWeightAveraging")
+            if isinstance(callback, StochasticWeightAveraging) or averages:
+                raise FederatedConfigError(
+                    f"Expected no weight averaging over steps but got `{type(callback).__name__}`: it would average "
+                    "over the steps of different clients. Use `server_optimizer` (momentum) instead."
+                )
+
+    # ------------------------------------------------------------------ checkpoint
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the server's adapter, also while a client is in training; adapters only for a LoRA module."""
+        state: dict[str, Any] = super().lightning_module_state_dict()
+        federation = self.loop.federation
+        if not self.loop.active or federation is None:
+            return state
+        server = federation.adapter.named_tensors(federation.server)
+        if not federation.adapter.layers:
+            return {name: server.get(name, value) for name, value in state.items()}
+        return {name: value.detach().cpu().clone() for name, value in server.items() if name in state}
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        """Load the module; clients' own adapters are kept for personalised evaluation."""
+        super().load_model_state_dict(checkpoint, strict=strict)
+        clients = checkpoint.get("callbacks", {}).get(self.loop.state_key, {}).get("clients", {})
+        self._personal = {k: AdapterState.from_tensors(c["adapter"]) for k, c in clients.items() if c["adapter"]}
+
+    # ------------------------------------------------------------------ personalised evaluation
+
+    def load_personal(self, batch: Any, dataloader_idx: int) -> None:
+        """Put the adapter of the batch's client into the network if the loader asks for it, else the server's."""
+        loaders = self.trainer.test_dataloaders
+        loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
+        if not (isinstance(loader, ClientLoader) and loader.personalised):
+            self.unload_personal()
+            return
+        federation = self.loop.federation
+        assert federation is not None
+        client_id = int(batch["client_id"][0])
+        trained = {k: AdapterState.from_tensors(s.adapter) for k, s in federation.states.items() if s.adapter}
+        personal = trained or self._personal
+        if not personal:
+            raise FederatedConfigError(
+                "Expected clients' own adapters for the personalised loader but none were kept: train with "
+                "`clients.keep_adapters: true` and test from that run or its checkpoint."
+            )
+        if self._server is None:
+            self._server = federation.adapter.read().clone()
+        state: AdapterState = personal.get(client_id, self._server)  # a client that never took part has the server's
+        federation.adapter.write(state)
+
+    def unload_personal(self) -> None:
+        """Put the server's adapter back after personalised evaluation."""
+        if self._server is not None and self.loop.federation is not None:
+            self.loop.federation.adapter.write(self._server)
+            self._server = None
+
+    @classmethod
+    def register_strategies(cls, strategy_registry: Any) -> None:
+        """Make ``strategy="federated"`` known to Lightning."""
+        strategy_registry.register(cls.strategy_name, cls, description="Federated rounds", override=True)
+
+
+FederatedStrategy.register_strategies(StrategyRegistry)
