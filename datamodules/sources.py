@@ -1,0 +1,167 @@
+"""Data sets by name: a local file or folder, the hub, or the packaged sets for machines that reach no hub."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+from datasets.naming import camelcase_to_snakecase
+
+from pl_fed import assets
+from pl_fed.errors import FederatedConfigError
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SPLITS = {  # the name that we use, and those that data sets use
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+Splits = dict[str, datasets.Dataset]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a data set that can be used, before they are tokens.
+
+    Args:
+        splits: The rows of each split.
+        groups: Label or topic of every training row, which the partition is shown by.
+        group_order: Names of the groups in the order to show them in; empty means by size.
+        targets: The class of every row of all splits; None means the length of its prompt.
+    """
+
+    splits: Splits
+    groups: list[str]
+    group_order: list[str]
+    targets: np.ndarray | None = None
+
+    def select(self, chosen: dict[str, list[int]]) -> "Rows":
+        """Keep only these rows of the splits named; the groups keep their names even if none of them is left."""
+        kept, start = [], 0
+        for name, rows in self.splits.items():
+            kept += [start + i for i in chosen.get(name, range(len(rows)))]
+            start += len(rows)
+        splits = {name: rows.select(chosen[name]) if name in chosen else rows for name, rows in self.splits.items()}
+        groups = [self.groups[i] for i in chosen.get("train", range(len(self.groups)))]
+        return Rows(splits, groups, self.group_order, None if self.targets is None else self.targets[kept])
+
+
+def load_splits(name: str, config_name: str | None = None, cache_dir: Path | None = None) -> Splits:
+    """Load a data set with its own splits.
+
+    Args:
+        name: A path, a hub id, or the name of a packaged set. A path that exists comes first, then the hub if it is
+            reachable or has the data in its local cache, then the packages.
+        config_name: Configuration of a hub data set that has several.
+        cache_dir: Folder for the Arrow form of local files; None means the one of `datasets`.
+
+    Returns:
+        ``train``, and ``validation`` and ``test`` where the data has them.
+
+    Raises:
+        FederatedConfigError: If there is no such data or it has no training split.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        found = _load_folder(path, cache_dir) if path.is_dir() else {"train": _load_file(path, cache_dir)}
+    elif path.suffix in BUILDERS:
+        raise FederatedConfigError(f"Expected `dataset` to be a file that exists but there is no {path}.")
+    else:
+        found = _load_hub(name, config_name) or _load_packaged(name)
+    return _canonical(found, name)
+
+
+def check_columns(splits: Splits, columns: Sequence[str], name: str) -> None:
+    """Check that every split has these columns.
+
+    Raises:
+        FederatedConfigError: If one lacks a column.
+    """
+    for split, rows in splits.items():
+        for column in columns:
+            if column not in rows.column_names:
+                raise FederatedConfigError(
+                    f"Expected column '{column}' in the {split} split of '{name}' but it has "
+                    f"{', '.join(rows.column_names)}: set `columns`."
+                )
+
+
+def _load_file(path: Path, cache_dir: Path | None) -> datasets.Dataset:
+    if path.suffix not in BUILDERS:
+        raise FederatedConfigError(
+            f"Expected `dataset` to end in one of {', '.join(sorted(BUILDERS))} but got {path.name!r}: convert "
+            "the file."
+        )
+    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    cache = None if cache_dir is None else str(cache_dir)
+    try:
+        return datasets.load_dataset(
+            BUILDERS[path.suffix], data_files=str(path), split="train", cache_dir=cache, **options
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise FederatedConfigError(
+            f"Expected {path.name!r} to be a table with the same columns in every row but got: "
+            f"{error.__cause__ or error}"
+        ) from error
+
+
+def _load_folder(folder: Path, cache_dir: Path | None) -> Splits:
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        saved = datasets.load_from_disk(str(folder))
+        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    names = {name for names in SPLITS.values() for name in names}
+    files = sorted(path for path in folder.iterdir() if path.suffix in BUILDERS and path.stem in names)
+    if not files:
+        raise FederatedConfigError(
+            f"Expected `dataset` to be a folder with a train file (.jsonl, .json, .csv, .tsv or .parquet) but "
+            f"{folder} has none: name the files train, validation and test."
+        )
+    return {path.stem: _load_file(path, cache_dir) for path in files}
+
+
+def _in_hub_cache(name: str) -> bool:
+    """Say whether `datasets` has prepared this hub data set on this machine before."""
+    *namespace, last = name.split("/")
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*namespace, camelcase_to_snakecase(last)]))
+    return any(folder.glob("*/*/*"))
+
+
+def _load_hub(name: str, config_name: str | None) -> Splits | None:
+    """Load from the hub or its cache; None if it is not there."""
+    if name.count("/") != 1 and assets.is_packaged_dataset(name):
+        return None  # a package's short name; the hub may have something else under it
+    if name.count("/") > 1 or not (assets.hub_reachable() or _in_hub_cache(name)):
+        return None
+    try:
+        return dict(datasets.load_dataset(name, config_name))
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError):
+        return None
+    except ValueError as error:
+        raise FederatedConfigError(
+            f"Expected `loading.config_name` to name a configuration of '{name}' but got {config_name!r}: {error}"
+        ) from error
+
+
+def _load_packaged(name: str) -> Splits:
+    if assets.is_packaged_dataset(name):
+        return dict(assets.load_packaged_dataset(name))
+    known = ", ".join(asset.name for asset in assets.packaged_datasets())
+    hub = "the hub has no such data set" if assets.hub_reachable() else "the hub cannot be reached"
+    raise FederatedConfigError(
+        f"Expected `dataset` to be a file, a folder, a data set of the hub or a packaged one but got '{name}': there "
+        f"is no such path, {hub}, and packaged are only {known}."
+    )
+
+
+def _canonical(found: Splits, name: str) -> Splits:
+    """Rename the splits to ours and leave out others."""
+    splits = {ours: found[theirs] for ours, names in SPLITS.items() for theirs in reversed(names) if theirs in found}
+    if "train" not in splits:
+        raise FederatedConfigError(
+            f"Expected '{name}' to have a split named train but got {', '.join(sorted(found))}: rename one, "
+            "or give a file."
+        )
+    if empty := [split for split, rows in splits.items() if len(rows) == 0]:
+        raise FederatedConfigError(f"Expected '{name}' to have examples but its split {empty[0]} is empty.")
+    return splits
