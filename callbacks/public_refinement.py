@@ -5,9 +5,9 @@ clients'; so every comparison wants three controls: the rule without this callba
 what is trained), and the server alone on the public data (`server_only`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class PublicRefinement(Callback):
                 batch = trainer.strategy.batch_to_device(batch, pl_module.device)
                 with trainer.precision_plugin.train_step_context():
                     output = pl_module.training_step(batch, step)
-                loss: Tensor = output["loss"] if isinstance(output, dict) else output
+                loss = cast(Tensor, output["loss"] if isinstance(output, Mapping) else output)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -135,7 +135,8 @@ def _only_trainable(module: nn.Module, parameters: list[nn.Parameter]) -> Iterat
 @contextmanager
 def _silent(module: LightningModule) -> Iterator[None]:
     """Keep `training_step` from logging the server's steps as a client's."""
-    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    nothing: Any = lambda *args, **kwargs: None  # noqa: E731
+    module.log, module.log_dict = nothing, nothing  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -2,7 +2,8 @@
 
 The importance of slot i is by default the energy of its rank-1 term, ``|lam_i| * ||b_i|| * ||a_i||``: |lam_i| alone is
 not identifiable, since ``(b_i, lam_i) -> (c b_i, lam_i / c)`` leaves the model as it is. The energy rule is derived;
-``sensitivity`` and the cubic schedule are those of Qingru Zhang et al., "AdaLoRA", ICLR 2023, arXiv 2303.10512, eqs. 8-12.
+``sensitivity`` and the cubic schedule are those of Qingru Zhang et al., "AdaLoRA", ICLR 2023, arXiv 2303.10512,
+eqs. 8-12.
 """
 
 import math
@@ -25,7 +26,7 @@ def slot_energy(
     a: Float[Tensor, "rank d_in"], b: Float[Tensor, "d_out rank"], diagonal: Float[Tensor, " rank"] | None = None
 ) -> Float[Tensor, " rank"]:
     """Return the Frobenius norm of each rank-1 term ``lam_i b_i a_i^T``."""
-    energy = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=0)
+    energy: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=0)
     return energy if diagonal is None else energy * diagonal.abs()
 
 

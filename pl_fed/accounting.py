@@ -1,7 +1,7 @@
 """Counts: bytes, trained parameters and floating-point operations of a client's round.
 
-Operations are those of the matrix products (2 m n k each). Training through a frozen layer costs 4 per weight and token:
-2 forward, 2 for the gradient of its input, none for its own. A trained factor costs 2 more.
+Operations are those of the matrix products (2 m n k each). Training through a frozen layer costs 4 per weight and
+token: 2 forward, 2 for the gradient of its input, none for its own. A trained factor costs 2 more.
 """
 
 from dataclasses import dataclass

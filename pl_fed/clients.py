@@ -118,7 +118,9 @@ class ClientsConfig:
         for key in ("ranks", "ladder"):
             for rank in getattr(self, key) or ():
                 if rank < 1:
-                    raise FederatedConfigError(f"Expected every entry of `clients.{key}` to be 1 or more but got {rank}.")
+                    raise FederatedConfigError(
+                        f"Expected every entry of `clients.{key}` to be 1 or more but got {rank}."
+                    )
 
     def device(self, client_id: int) -> DeviceProfile | None:
         """Return a client's machine, or None when there are no devices."""

@@ -53,7 +53,9 @@ class Int8Codec(Codec):
     def encode(self, value: Tensor, rank_dim: int | None, generator: torch.Generator) -> Payload:
         """Quantise with stochastic rounding; an all-zero component stays exactly zero."""
         if rank_dim is None:
-            peak = value.abs().amax().reshape([1] * value.dim()) if value.numel() else value.new_zeros([1] * value.dim())
+            peak = (
+                value.abs().amax().reshape([1] * value.dim()) if value.numel() else value.new_zeros([1] * value.dim())
+            )
         else:
             other = tuple(dim for dim in range(value.dim()) if dim != rank_dim)
             peak = value.abs().amax(other, keepdim=True)

@@ -30,3 +30,7 @@ class TooFewClientsError(RuntimeError):
 
 class CheckpointMismatchError(FederatedConfigError):
     """A checkpoint belongs to another rule, population or adapter than the run that loads it."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or written."""

@@ -6,7 +6,6 @@ Lightning's seams; the engine does the local training in between.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,19 +16,12 @@ from pl_fed.clients import ClientCost, ClientsConfig, ClientState
 from pl_fed.context import ClientContext, RoundContext
 from pl_fed.engines.base import Engine
 from pl_fed.errors import CheckpointMismatchError, ClientFailureError, TooFewClientsError
+from pl_fed.exchange import fault_of, folded, like, view_of
 from pl_fed.loaders import RoundPlan
 from pl_fed.rounds import ClientWork, CohortConfig, LocalTraining, RoundSchedule, derive_seed
 from pl_fed.rules.base import Rule
 from pl_fed.server_optimizer import ServerOptimizer
-from pl_fed.updates import (
-    AdapterState,
-    Broadcast,
-    LayerState,
-    Update,
-    prefix_slots,
-    scatter_columns,
-    scatter_rows,
-)
+from pl_fed.updates import AdapterState, Broadcast, Update, prefix_slots
 from pl_fed.wire import Codecs, Wire
 
 
@@ -97,7 +89,9 @@ class Federation:
         config.clients.check_ranks(self.adapter.rank)
         plan.bind(config.cohort, config.local, config.seed, plan.accumulate)
         lengths = plan.lengths
-        per_example = sum(lengths[i] for i in range(min(1000, len(lengths)))) / min(1000, len(lengths)) if lengths else 1.0
+        per_example = (
+            sum(lengths[i] for i in range(min(1000, len(lengths)))) / min(1000, len(lengths)) if lengths else 1.0
+        )
         work = plan.schedule(plan.round_idx).work
         num_batches = max((len(w.batches) for w in work), default=0)
         tokens = per_example * plan.batch_size
@@ -149,10 +143,10 @@ class Federation:
         self._fire_client("on_client_start")
         self._broadcast(client, state)
         self._fire_client("on_broadcast")
-        view = self._view(client.broadcast)
+        view = view_of(self.server, client.broadcast)
         seed = derive_seed(config.seed, context.round_idx, work.client_id, 0x5E)
         self.engine.begin(view, client.slots, state, seed, config.local.optimizer == "kept")
-        self.before = self._promote(self.adapter.read().clone())
+        self.before = like(self.adapter.read().clone(), self.server)
 
     def _broadcast(self, client: ClientContext, state: ClientState) -> None:
         rule = self.config.rule
@@ -164,21 +158,6 @@ class Federation:
         client.broadcast = wire.broadcast(rule.broadcast(self.server, client.slots, send_a))
         client.download_bytes = wire.num_bytes
         state.a_version, state.slots = self.a_version, dict(client.slots)
-
-    def _view(self, broadcast: Broadcast) -> AdapterState:
-        """Return the adapter a client starts from at the server's rank: zero outside its slots."""
-        layers = {}
-        for name, part in broadcast.layers.items():
-            known = self.server.layers[name]
-            rank = known.a.shape[0]
-            a = known.a[part.slots] if part.a is None else part.a  # not sent: the client has it from before
-            b = known.b[:, part.slots] if part.b is None else part.b
-            layers[name] = LayerState(scatter_rows(a, part.slots, rank), scatter_columns(b, part.slots, rank))
-        return AdapterState(layers, dict(broadcast.dense))
-
-    def _promote(self, state: AdapterState) -> AdapterState:
-        dtypes = {name: value.dtype for name, value in self.server.tensors().items()}
-        return AdapterState.from_tensors({name: value.to(dtypes[name]) for name, value in state.tensors().items()})
 
     def _fire_client(self, hook: str) -> None:
         """Call a hook; a `ClientFailureError` in it leaves the client out."""
@@ -195,23 +174,24 @@ class Federation:
         assert self.context is not None and self.context.client is not None
         context, client = self.context, self.context.client
         state = self.states[client.client_id]
-        kept = self.config.clients.keep_adapters
-        client.after, client.diagonals = self._promote(self.adapter.read().clone()), self._diagonals()
+        client.after, client.diagonals = like(self.adapter.read().clone(), self.server), self._diagonals()
         if client.client_id not in context.failures:
             self._fire_client("on_client_end")
         if client.client_id not in context.failures:
             self._upload(client)
         if client.client_id not in context.failures:
             self._fire_client("on_upload")
-        reason = context.failures.get(client.client_id) or self._unusable(client)
+        reason = context.failures.get(client.client_id) or self._fault(client)
         if reason:
             context.failures[client.client_id] = reason
         else:
             assert client.update is not None
             self.engine.finish(state, self.config.local.optimizer == "kept")
             state.slots = client.slots
-            if kept:
-                state.adapter = {name: value.cpu() for name, value in self.adapter_of(client).tensors().items()}
+            if self.config.clients.keep_adapters:
+                assert client.after is not None
+                own = folded(client.after, client.diagonals)
+                state.adapter = {name: value.cpu() for name, value in own.tensors().items()}
             context.updates.append(client.update)
         client.broadcast, client.after, client.diagonals, client.update = Broadcast(), None, {}, None
         context.finished.append(client)
@@ -219,15 +199,6 @@ class Federation:
 
     def _diagonals(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.adapter.diagonals().items()}
-
-    def adapter_of(self, client: ClientContext) -> AdapterState:
-        """Return a client's trained adapter with its diagonal folded into B."""
-        assert client.after is not None
-        layers = {
-            name: LayerState(layer.a, layer.b * client.diagonals[name] if name in client.diagonals else layer.b)
-            for name, layer in client.after.layers.items()
-        }
-        return AdapterState(layers, client.after.dense)
 
     def _upload(self, client: ClientContext) -> None:
         assert self.context is not None and self.before is not None and client.after is not None
@@ -243,22 +214,11 @@ class Federation:
         if device is not None:
             client.seconds = device.seconds(client.flops, client.download_bytes, client.upload_bytes)
 
-    def _unusable(self, client: ClientContext) -> str:
-        """Return why an update cannot be aggregated; empty if it can."""
-        budget, update = self.config.clients.round_seconds, client.update
+    def _fault(self, client: ClientContext) -> str:
+        budget = self.config.clients.round_seconds
         if budget is not None and client.seconds > budget:
             return "timeout"
-        if update is None:
-            return "no_update"
-        for name, part in update.layers.items():
-            layer = self.server.layers[name]
-            if part.a is not None and part.a.shape != (part.rank, layer.a.shape[1]):
-                return "wrong_shape"
-            if part.b is not None and part.b.shape != (layer.b.shape[0], part.rank):
-                return "wrong_shape"
-        if any(value.shape != self.server.dense[name].shape for name, value in update.dense.items()):
-            return "wrong_shape"
-        return "" if all(bool(torch.isfinite(value).all()) for value in update.values()) else "not_finite"
+        return fault_of(client.update, self.server)
 
     def finish_round(self) -> RoundContext:
         """Aggregate, apply, and leave the network with the server's next adapter.
@@ -289,11 +249,12 @@ class Federation:
 
     def check_survivors(self, round_idx: int, survivors: int, failures: dict[int, str]) -> None:
         """Raise `TooFewClientsError` if a round has fewer usable clients than accepted."""
-        if survivors < self.config.cohort.min_survivors:
+        least = self.config.cohort.min_survivors
+        if survivors < least:
             reasons = ", ".join(f"client {k}: {why}" for k, why in list(failures.items())[:10]) or "none chosen"
             raise TooFewClientsError(
-                f"Expected at least {self.config.cohort.min_survivors} usable clients (`cohort.min_survivors`) in round "
-                f"{round_idx} but got {survivors} ({reasons}). The server's adapter is unchanged; a checkpoint was "
+                f"Expected at least {least} usable clients (`cohort.min_survivors`) in "
+                f"round {round_idx} but got {survivors} ({reasons}). The server's adapter is unchanged; a checkpoint was "
                 "saved. Lower the dropout or the learning rate, raise the time budget, or enlarge the cohort."
             )
 
@@ -302,74 +263,3 @@ class Federation:
         self.context, self.schedule, self.before = None, None, None
         self.engine.drop()
         self.adapter.write(self.server)
-
-    # ------------------------------------------------------------------ checkpoint
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything a resumed run needs, as tensors and primitives."""
-        state: dict[str, Any] = {
-            "settings": self.config.rule.settings(),
-            "population": self.population,
-            "a_version": self.a_version,
-            "clients": {client_id: client.state_dict() for client_id, client in self.states.items()},
-            "server_optimizer": self.config.server_optimizer.state_dict(),
-        }
-        live = self.adapter.read().tensors()
-        if self.context is not None or any(live[n].dtype != v.dtype for n, v in self.server.tensors().items()):
-            state["server"] = self.server.tensors()
-        if self.context is not None:
-            state["round"] = self._round_state(self.context)
-        return state
-
-    def _round_state(self, context: RoundContext) -> dict[str, Any]:
-        assert context.client is not None and self.before is not None
-        return {
-            "round_idx": context.round_idx,
-            "step": self.step,
-            "failures": context.failures,
-            "metrics": context.metrics,
-            "updates": [update.state_dict() for update in context.updates],
-            "finished": [client.state_dict() for client in context.finished],
-            "client": context.client.state_dict(),
-            "before": self.before.tensors(),
-            "engine": self.engine.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore what is kept between rounds.
-
-        Raises:
-            CheckpointMismatchError: If the checkpoint was written with another rule.
-        """
-        settings = self.config.rule.settings()
-        if state["settings"] != settings:
-            raise CheckpointMismatchError(
-                f"Expected a checkpoint of the rule {settings} but got one of {state['settings']}: resume with the same "
-                "rule and arguments, or start anew from the exported adapter."
-            )
-        self.a_version, self.population = state["a_version"], state["population"]
-        self.states = {k: ClientState.from_state_dict(v, device) for k, v in state["clients"].items()}
-        self.config.server_optimizer.load_state_dict(state["server_optimizer"], device)
-        if "server" in state:
-            self.server = AdapterState.from_tensors({name: value.to(device) for name, value in state["server"].items()})
-
-    def resume_round(self, state: dict[str, Any], schedule: RoundSchedule, num_rounds: int | None) -> None:
-        """Continue a round in the middle; the client in progress is swapped in."""
-        device = next(iter(self.server.tensors().values())).device
-        self.schedule, self.step = schedule, state["step"]
-        self.before = AdapterState.from_tensors({name: value.to(device) for name, value in state["before"].items()})
-        self.context = RoundContext(
-            round_idx=state["round_idx"],
-            num_rounds=num_rounds,
-            seed=self.config.seed,
-            cohort=schedule.cohort,
-            server=self.server,
-            failures=dict(state["failures"]),
-            updates=[Update.from_state_dict(update, device) for update in state["updates"]],
-            finished=[ClientContext(**client) for client in state["finished"]],
-            client=ClientContext(**state["client"]),
-            metrics=dict(state["metrics"]),
-        )
-        self.adapter.set_trainable(self.config.rule.sides(schedule.round_idx))
-        self.engine.load_state_dict(state["engine"])
-        self.engine.resume()

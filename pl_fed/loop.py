@@ -5,7 +5,7 @@ clients at their borders and aggregates at the end of the round, before validati
 inserts it before the first `Checkpoint` callback.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
@@ -14,21 +14,15 @@ from pl_fed.accounting import count_tokens
 from pl_fed.context import RoundContext
 from pl_fed.errors import TooFewClientsError
 from pl_fed.federation import Federation
+from pl_fed.federation_state import load_federation, resume_round, save_federation
 from pl_fed.loaders import RoundPlan
-
-if TYPE_CHECKING:
-    from pl_fed.strategy import FederatedStrategy
 
 
 class FederatedLoop(Callback):
-    """Runs the rounds of a `Federation` inside Lightning's training epochs.
+    """Runs the rounds of a `Federation` inside Lightning's training epochs; `FederatedStrategy` makes and feeds it."""
 
-    Args:
-        strategy: The strategy that owns this driver.
-    """
-
-    def __init__(self, strategy: "FederatedStrategy") -> None:
-        self.strategy = strategy
+    def __init__(self) -> None:
+        self.trainer: Trainer | None = None  # set by the strategy
         self.federation: Federation | None = None
         self.plan: RoundPlan | None = None
         self._loaded: dict[str, Any] | None = None  # a checkpoint's state until training starts
@@ -50,8 +44,9 @@ class FederatedLoop(Callback):
 
     def fire(self, hook: str, context: RoundContext) -> None:
         """Call a federated hook of every callback that defines it."""
-        trainer = self.strategy.trainer
-        for callback in list(trainer.callbacks):
+        trainer = self.trainer
+        assert trainer is not None
+        for callback in list(vars(trainer)["callbacks"]):  # Lightning does not declare the attribute
             function = getattr(callback, hook, None)
             if function is not None:
                 function(trainer, trainer.lightning_module, context)
@@ -60,7 +55,7 @@ class FederatedLoop(Callback):
         """Take the data's round plan; called whenever Lightning (re)loads the training loader."""
         assert self.federation is not None
         if self._loaded is not None:
-            self.federation.load_state_dict(self._loaded, self.strategy.root_device)
+            load_federation(self.federation, self._loaded, trainer.strategy.root_device)
         self.federation.sync_server()
         self.plan, plan.accumulate = plan, trainer.accumulate_grad_batches
         plan.set_epoch(trainer.current_epoch)  # before Lightning asks for the round's length
@@ -86,7 +81,7 @@ class FederatedLoop(Callback):
         loaded, self._loaded = self._loaded, None
         if "round" in loaded:
             schedule = self.plan.schedule(loaded["round"]["round_idx"])
-            self.federation.resume_round(loaded["round"], schedule, self._num_rounds(trainer))
+            resume_round(self.federation, loaded["round"], schedule, self._num_rounds(trainer))
             return
         epoch_loop = trainer.fit_loop.epoch_loop
         if epoch_loop.restarted_on_train_batch_end and epoch_loop.batch_progress.is_last_batch:
@@ -97,18 +92,19 @@ class FederatedLoop(Callback):
     def _num_rounds(self, trainer: Trainer) -> int | None:
         return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin the round at its first batch.
-
-        Not in ``on_train_epoch_start``: Lightning leaves that out when it resumes from a round's last batch.
-        """
-        if not self.active:
-            return
-        assert self.federation is not None and self.plan is not None
-        if not self.mid_round:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the round."""
+        if self.active and not self.mid_round:
+            assert self.federation is not None and self.plan is not None
             self.plan.committed = 0
             self.federation.start_round(self.plan.schedule(trainer.current_epoch), self._num_rounds(trainer))
-        self.federation.engine.start_batch()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin the round here if Lightning left ``on_train_epoch_start`` out: it resumed from a round's last batch."""
+        if self.active:
+            assert self.federation is not None
+            self.on_train_epoch_start(trainer, pl_module)
+            self.federation.engine.start_batch()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the rule's penalty to the gradients, before they are clipped."""
@@ -187,23 +183,11 @@ class FederatedLoop(Callback):
             assert self.federation is not None
             self.federation.engine.suspend(self.federation.server)
 
-    # ------------------------------------------------------------------ evaluation with clients' own adapters
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Load the adapter that the batch's client keeps, for personalised loaders."""
-        self.strategy.load_personal(batch, dataloader_idx)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the server's adapter back."""
-        self.strategy.unload_personal()
-
     # ------------------------------------------------------------------ checkpoint
 
     def state_dict(self) -> dict[str, Any]:
         """Return the federation's state; empty for runs without rounds."""
-        return self.federation.state_dict() if self.active and self.federation is not None else {}
+        return save_federation(self.federation) if self.active and self.federation is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the network is ready."""

@@ -152,7 +152,9 @@ def sample_cohort(
         return tuple(rng.sample(range(population), size))
     positive = int(np.count_nonzero(np.diff(weights, prepend=0)))
     if positive < size:
-        raise FederatedConfigError(f"Expected {size} clients with examples to sample from but only {positive} have any.")
+        raise FederatedConfigError(
+            f"Expected {size} clients with examples to sample from but only {positive} have any."
+        )
     chosen: dict[int, None] = {}
     while len(chosen) < size:  # drawing again those already chosen is exactly sequential sampling without replacement
         chosen[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))] = None
@@ -175,7 +177,9 @@ def epoch_batches(
     if lengths is not None:
         window = 32 * batch_size
         order = [
-            i for start in range(0, len(order), window) for i in sorted(order[start : start + window], key=lengths.__getitem__)
+            i
+            for start in range(0, len(order), window)
+            for i in sorted(order[start : start + window], key=lengths.__getitem__)
         ]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if lengths is not None:

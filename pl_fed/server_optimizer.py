@@ -52,7 +52,9 @@ class ServerOptimizer:
         if self.name == "sgd" and self.lr == 1.0 and self.momentum == 0.0:
             return aggregate
         old, new = before.tensors(), aggregate.tensors()
-        return AdapterState.from_tensors({name: value + self._step(name, new[name] - value) for name, value in old.items()})
+        return AdapterState.from_tensors(
+            {name: value + self._step(name, new[name] - value) for name, value in old.items()}
+        )
 
     def _step(self, name: str, update: Tensor) -> Tensor:
         if self.name == "sgd":

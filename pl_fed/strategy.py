@@ -1,26 +1,27 @@
 """`FederatedStrategy`: federated rounds in a Lightning Trainer, one epoch per round."""
 
 import os
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pl_fed.accounting import NetworkSize
 from pl_fed.adapters import Adapter
+from pl_fed.checkpoint_io import AtomicCheckpointIO
 from pl_fed.clients import ClientsConfig
 from pl_fed.engines import SequentialEngine
 from pl_fed.errors import FederatedConfigError
 from pl_fed.federation import Federation, FederationConfig
-from pl_fed.loaders import ClientLoader, RoundLoader
+from pl_fed.loaders import RoundLoader
 from pl_fed.loop import FederatedLoop
+from pl_fed.personalised import PersonalisedEvaluation
 from pl_fed.rounds import CohortConfig, LocalTraining, derive_seed
 from pl_fed.rules import AFLoRA, Rule
 from pl_fed.server_optimizer import ServerOptimizer
-from pl_fed.updates import AdapterState
 from pl_fed.wire import Codecs
 
 
@@ -60,16 +61,14 @@ class FederatedStrategy(SingleDeviceStrategy):
         engine: Literal["sequential"] = "sequential",
         seed: int | None = None,
     ) -> None:
-        super().__init__("cpu")
+        super().__init__("cpu", checkpoint_io=AtomicCheckpointIO())
         self.parallel_devices: list[torch.device] | None = None  # filled in by the Trainer from `accelerator=`
         self._seed = seed
         self.config = FederationConfig(
             rule or AFLoRA(), cohort, local, clients, server_optimizer or ServerOptimizer(), codecs
         )
         self.engine = SequentialEngine()
-        self.loop = FederatedLoop(self)
-        self._personal: dict[int, AdapterState] = {}
-        self._server: AdapterState | None = None  # put aside while clients' own adapters are evaluated
+        self.loop, self.personal = FederatedLoop(), PersonalisedEvaluation()
 
     @property
     def root_device(self) -> torch.device:
@@ -84,12 +83,15 @@ class FederatedStrategy(SingleDeviceStrategy):
 
     # ------------------------------------------------------------------ set-up
 
-    def connect(self, model: torch.nn.Module) -> None:
+    def connect(self, model: LightningModule) -> None:
         """Insert the driver before the first checkpoint callback, once per Trainer."""
         super().connect(model)
-        if not isinstance(model, LightningModule) or model._trainer is None:
+        if getattr(model, "_trainer", None) is None:
             return  # Lightning also connects without a Trainer
-        callbacks = model.trainer.callbacks
+        self.loop.trainer = model.trainer
+        callbacks = _callbacks(model.trainer)
+        if self.personal not in callbacks:
+            callbacks.append(self.personal)
         if self.loop not in callbacks:
             place = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
             callbacks.insert(place, self.loop)
@@ -129,6 +131,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         known = self.loop.federation
         if known is None or not known.adapter.same_parameters(adapter):
             self.loop.federation = Federation(self.config, self.engine, adapter, size, self.loop.fire)
+        self.personal.federation = self.loop.federation
 
     def process_dataloader(self, dataloader: Any) -> Any:
         """Bind a training loader of rounds; other loaders pass."""
@@ -147,7 +150,7 @@ class FederatedStrategy(SingleDeviceStrategy):
             )
         if len(self.optimizers) != 1:
             raise FederatedConfigError(f"Expected one optimizer but got {len(self.optimizers)}.")
-        for callback in self.trainer.callbacks:
+        for callback in _callbacks(self.trainer):
             averages = type(callback).__name__ in ("WeightAveraging", "EMAWeightAveraging")
             if isinstance(callback, StochasticWeightAveraging) or averages:
                 raise FederatedConfigError(
@@ -172,42 +175,16 @@ class FederatedStrategy(SingleDeviceStrategy):
         """Load the module; clients' own adapters are kept for personalised evaluation."""
         super().load_model_state_dict(checkpoint, strict=strict)
         clients = checkpoint.get("callbacks", {}).get(self.loop.state_key, {}).get("clients", {})
-        self._personal = {k: AdapterState.from_tensors(c["adapter"]) for k, c in clients.items() if c["adapter"]}
-
-    # ------------------------------------------------------------------ personalised evaluation
-
-    def load_personal(self, batch: Any, dataloader_idx: int) -> None:
-        """Put the adapter of the batch's client into the network if the loader asks for it, else the server's."""
-        loaders = self.trainer.test_dataloaders
-        loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
-        if not (isinstance(loader, ClientLoader) and loader.personalised):
-            self.unload_personal()
-            return
-        federation = self.loop.federation
-        assert federation is not None
-        client_id = int(batch["client_id"][0])
-        trained = {k: AdapterState.from_tensors(s.adapter) for k, s in federation.states.items() if s.adapter}
-        personal = trained or self._personal
-        if not personal:
-            raise FederatedConfigError(
-                "Expected clients' own adapters for the personalised loader but none were kept: train with "
-                "`clients.keep_adapters: true` and test from that run or its checkpoint."
-            )
-        if self._server is None:
-            self._server = federation.adapter.read().clone()
-        state: AdapterState = personal.get(client_id, self._server)  # a client that never took part has the server's
-        federation.adapter.write(state)
-
-    def unload_personal(self) -> None:
-        """Put the server's adapter back after personalised evaluation."""
-        if self._server is not None and self.loop.federation is not None:
-            self.loop.federation.adapter.write(self._server)
-            self._server = None
+        self.personal.loaded = {k: c["adapter"] for k, c in clients.items() if c["adapter"]}
 
     @classmethod
     def register_strategies(cls, strategy_registry: Any) -> None:
         """Make ``strategy="federated"`` known to Lightning."""
         strategy_registry.register(cls.strategy_name, cls, description="Federated rounds", override=True)
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return cast(list[Callback], vars(trainer)["callbacks"])  # Lightning does not declare it
 
 
 FederatedStrategy.register_strategies(StrategyRegistry)

@@ -35,6 +35,7 @@ LIBRARY_VARIABLES = frozenset(
         "PL_GLOBAL_SEED",  # seed_everything
         "PL_SEED_WORKERS",
         "PYTEST_CURRENT_TEST",
+        "PYTORCH_NVML_BASED_CUDA_CHECK",  # lightning, on import
         "TORCHINDUCTOR_CACHE_DIR",
         "TRITON_CACHE_DIR",
         "WANDB_SERVICE",

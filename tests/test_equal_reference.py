@@ -5,6 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import default_collate
+
+from pl_fed.clients import ClientsConfig
+from pl_fed.rounds import LocalTraining, derive_seed
+from pl_fed.rules import AFLoRA, FedIT, FFALoRA
 from tests.helpers.reference import Visit, federate
 from tests.helpers.tiny import (
     SHARDS,
@@ -16,11 +21,6 @@ from tests.helpers.tiny import (
     make_trainer,
     round_loader,
 )
-from torch.utils.data import default_collate
-
-from pl_fed.clients import ClientsConfig
-from pl_fed.rounds import LocalTraining, derive_seed
-from pl_fed.rules import AFLoRA, FedIT, FFALoRA
 
 RULES = {"aflora": AFLoRA, "fedit": FedIT, "ffa": FFALoRA}
 SEED = 5

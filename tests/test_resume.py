@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
-from tests.helpers.tiny import TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
 
 from pl_fed.callbacks.public_refinement import PublicRefinement
 from pl_fed.callbacks.rank_pruning import RankPruning
@@ -15,6 +14,7 @@ from pl_fed.rounds import CohortConfig, LocalTraining
 from pl_fed.rules import AFLoRA, FedIT, FFALoRA
 from pl_fed.server_optimizer import ServerOptimizer
 from pl_fed.wire import Codecs
+from tests.helpers.tiny import TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
 
 
 class SaveEveryBatch(Checkpoint):

@@ -5,7 +5,7 @@ must equal this one to floating-point precision.
 """
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import LRSchedulerConfig
@@ -56,7 +56,7 @@ class SequentialEngine(Engine):
     def _set_schedules(self, states: list[dict[str, Any]]) -> None:
         for config, state in zip(self._schedules, states, strict=True):
             config.scheduler.load_state_dict(copy.deepcopy(state))
-            optimizer = cast(Optimizer, config.scheduler.optimizer)
+            optimizer = config.scheduler.optimizer
             for group, lr in zip(optimizer.param_groups, state["_last_lr"], strict=True):
                 group["lr"] = lr
 

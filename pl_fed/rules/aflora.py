@@ -93,7 +93,9 @@ class AFLoRA(Rule):
         for update, weight in zip(updates, weights, strict=True):
             part = update.layers[name]
             if part.b is None:
-                raise FederatedConfigError(f"Expected an update of B for `{name}` but client {update.client_id} sent none.")
+                raise FederatedConfigError(
+                    f"Expected an update of B for `{name}` but client {update.client_id} sent none."
+                )
             total.add_(scatter_columns(c[:, part.slots] + part.b, part.slots, c.shape[1]), alpha=weight)
             mass.index_add_(0, part.slots, mass.new_full((part.rank,), weight))
         if self.aggregation == "literal":

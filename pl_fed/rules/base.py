@@ -95,7 +95,7 @@ class Rule(ABC):
         """Return the server's adapter after the round: every update added at its slots with its weight."""
         return add_updates(server, updates, self.weights(server, updates))
 
-    def add_penalty(self, layers: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> None:
+    def add_penalty(self, layers: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> None:  # noqa: B027  # a hook
         """Add the gradient of the rule's penalty on (A, B, diagonal) of each layer; by default there is none."""
 
     def settings(self) -> dict[str, str]:

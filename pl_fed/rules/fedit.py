@@ -9,7 +9,7 @@ from pl_fed.rules.base import Rule
 
 
 class FedIT(Rule):
-    """Clients train A and B; the server adds the example-weighted mean of each. Upload and download r (d_in + d_out)."""
+    """Clients train A and B; the server adds the example-weighted mean of each. Up and down r (d_in + d_out)."""
 
     def sides(self, round_idx: int) -> frozenset[str]:
         """Both factors."""

@@ -1,5 +1,6 @@
 """The eight invariants of AFLoRA, in float64, on random slot sets and non-square layers (Linear and Conv1D)."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -8,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from peft import LoraConfig, get_peft_model
-from tests.helpers.tiny import TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +18,7 @@ from pl_fed.clients import ClientsConfig
 from pl_fed.context import RoundContext
 from pl_fed.rules import AFLoRA, FFALoRA
 from pl_fed.updates import AdapterState, LayerSlots, LayerState, Update
+from tests.helpers.tiny import TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
 
 RANK = 6
 SHAPES = {"wide": (5, 9), "tall": (11, 4), "square": (7, 7)}  # (d_out, d_in)
@@ -44,7 +45,9 @@ def random_updates(server: AdapterState, generator: torch.Generator, num_clients
     updates = []
     for client_id in range(num_clients):
         layers = {
-            name: LayerSlots(ids, None, torch.randn(SHAPES[name][0], len(ids), generator=generator, dtype=torch.float64))
+            name: LayerSlots(
+                ids, None, torch.randn(SHAPES[name][0], len(ids), generator=generator, dtype=torch.float64)
+            )
             for name, ids in random_slots(generator).items()
         }
         dense = {"head": torch.randn(3, 2, generator=generator, dtype=torch.float64)}
@@ -96,10 +99,12 @@ def test_1_holds_in_the_network(transposed: bool) -> None:
     before = network(x).detach()
     slots = [torch.tensor([0, 2, 5]), torch.tensor([1, 2])]
     sent = [torch.randn(5, len(ids), generator=generator, dtype=torch.float64) for ids in slots]
-    updates = [Update(k, 3 + k, {name: LayerSlots(ids, None, b)}) for k, (ids, b) in enumerate(zip(slots, sent))]
+    updates = [
+        Update(k, 3 + k, {name: LayerSlots(ids, None, b)}) for k, (ids, b) in enumerate(zip(slots, sent, strict=False))
+    ]
     adapter.write(AFLoRA().aggregate(state, updates))
     mass = [3 * 3, 4 * 2]
-    delta = sum(m / sum(mass) * b @ state.layers[name].a[ids] for m, ids, b in zip(mass, slots, sent))
+    delta = sum(m / sum(mass) * b @ state.layers[name].a[ids] for m, ids, b in zip(mass, slots, sent, strict=False))
     torch.testing.assert_close(network(x).detach(), before + 2.0 * x @ delta.T, rtol=1e-12, atol=1e-12)
 
 
@@ -190,7 +195,7 @@ def test_4_and_5_ranks_stay_in_bounds_and_a_is_shared() -> None:
     trainer.fit(module, round_loader(), eval_loader())
     shrunk = 0
     for client_id, rounds in watch.held.items():
-        for earlier, later in zip(rounds, rounds[1:]):
+        for earlier, later in itertools.pairwise(rounds):
             for name in later:
                 assert set(later[name]) <= set(earlier[name])
                 assert 2 <= len(later[name]) <= watch.caps[client_id]
@@ -204,7 +209,8 @@ def test_6_bytes_counted_are_bytes_of_the_tensors_sent() -> None:
     """Upload: U on the surviving slots and their ids; download: C on the slots, A once."""
 
     class Count(Callback):
-        rows: list[tuple[int, int, int, int]] = []
+        def __init__(self) -> None:
+            self.rows: list[tuple[int, int, int, int]] = []
 
         def on_upload(self, trainer: Any, pl_module: Any, context: RoundContext) -> None:
             client = context.client
@@ -250,7 +256,8 @@ def test_8_slots_nobody_holds_do_not_change(seed: int) -> None:
 
 
 def test_literal_and_slot_modes_by_hand() -> None:
-    """Two clients, one layer of 1 x 1 with two slots; C = (10, 20), n = (1, 3), client 0 holds both, client 1 the first.
+    """Two clients, one layer of 1 x 1 with two slots; C = (10, 20), n = (1, 3);
+    client 0 holds both slots, client 1 the first.
 
     w = (1*2, 3*1) / 5. Client 0 sends U = (12, 24), client 1 U = (8).
     literal: slot 0 = .4*12 + .6*8 = 9.6, slot 1 = .4*24 = 9.6.  slot: slot 0 = 9.6, slot 1 = 24.

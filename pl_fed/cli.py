@@ -1,0 +1,192 @@
+"""The command line: ``python cli.py fit|validate|test|predict|export --config configs/<x>.yaml``.
+
+It is LightningCLI with our defaults (`configs/defaults.yaml`), a run folder and loggers made from ``--run.*``, and the
+`export` command. A user's error ends in one sentence; ``PL_FED_TRACEBACK=1`` shows where it came from.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from pl_fed.assets import AssetFetchError, AssetNotFoundError
+from pl_fed.errors import CheckpointError, FederatedConfigError, TooFewClientsError
+from pl_fed.modules.base import LoraModule
+from pl_fed.modules.export import export_adapter
+from pl_fed.strategy import FederatedStrategy
+
+DEFAULTS = Path(__file__).parent / "configs" / "defaults.yaml"
+USER_ERRORS = (
+    AssetFetchError,
+    AssetNotFoundError,
+    CheckpointError,
+    FederatedConfigError,
+    TooFewClientsError,
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run goes and what tracks it; without effect where ``trainer.logger`` is set.
+
+    Args:
+        name: Name of the experiment; its runs are ``<folder>/<name>/version_<n>``.
+        folder: Folder of all runs.
+        version: Version to write to; None takes the next free one.
+        wandb: Track in Weights & Biases too. It is offline unless WANDB_MODE says otherwise or an API key is set.
+        project: The project there.
+        group: The group there; None takes `name`. A resumed run is a new run of the same group.
+        export_adapter: After `fit`, write the PEFT adapter into the run folder.
+    """
+
+    name: str = "run"
+    folder: str = "runs"
+    version: str | None = None
+    wandb: bool = True
+    project: str = "pl_fed"
+    group: str | None = None
+    export_adapter: bool = True
+
+
+class FederatedTrainer(Trainer):
+    """Lightning's Trainer with the `export` command."""
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        folder: str = "adapter",
+        merge: bool = False,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a checkpoint's adapter as a PEFT folder.
+
+        Args:
+            model: The module.
+            datamodule: Not used; the checkpoint knows the number of classes.
+            ckpt_path: Checkpoint to export.
+            folder: Where to.
+            merge: Also write the base model with the adapter merged into it.
+            overwrite: Replace what is in the folder.
+        """
+        if ckpt_path is None:
+            raise FederatedConfigError("Expected `--ckpt_path` with the checkpoint to export but got none.")
+        if not isinstance(model, LoraModule):
+            raise FederatedConfigError(f"Expected a LoRA module to export but got `{type(model).__name__}`.")
+        checkpoint = self.strategy.checkpoint_io.load_checkpoint(ckpt_path, weights_only=True)
+        if "state_dict" not in checkpoint:
+            raise CheckpointError(f"Expected a checkpoint of a run but '{ckpt_path}' holds no `state_dict`.")
+        loaded = type(model).load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
+        target = export_adapter(loaded, folder, merge=merge, overwrite=overwrite)
+        rank_zero_info(f"The adapter is in {target}; load it with peft.PeftModel.from_pretrained(base, '{target}').")
+        return target
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run folder and into the loggers' hyperparameters."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attach the configuration to W&B."""
+        import yaml
+
+        text = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
+
+
+class FederatedCLI(LightningCLI):
+    """LightningCLI with the run's folder, loggers and defaults."""
+
+    def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
+        defaults = {"default_config_files": [str(DEFAULTS)]}
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            trainer_class=FederatedTrainer,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={command: dict(defaults) for command in self.subcommands()},
+            args=args,
+            **kwargs,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's commands and `export`."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--run.*``."""
+        parser.add_class_arguments(RunConfig, "run")
+
+    @property
+    def run(self) -> RunConfig:
+        """Where this run goes."""
+        found = self._get(self.config_init, "run")
+        return found if isinstance(found, RunConfig) else RunConfig(**vars(found))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer, with the run's loggers unless others are set."""
+        given = self._get(self.config_init, "trainer", default={})
+        if given.get("logger") in (None, True) and self.subcommand != "export":
+            kwargs["logger"] = self._loggers(self.run)
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, run: RunConfig) -> list[Logger]:
+        csv = CSVLogger(run.folder, run.name, run.version)
+        loggers: list[Logger] = [csv]
+        if run.wandb:
+            Path(csv.log_dir).mkdir(parents=True, exist_ok=True)
+            if "WANDB_API_KEY" not in os.environ:
+                os.environ.setdefault("WANDB_MODE", "offline")  # never waits for an account or a network
+            os.environ.setdefault("WANDB_SILENT", "true")
+            loggers.append(
+                WandbLogger(save_dir=csv.log_dir, project=run.project, group=run.group or run.name, name=run.name)
+            )
+        return loggers
+
+    def after_fit(self) -> None:
+        """Write the adapter into the run folder."""
+        trainer, run = self.trainer, self.run
+        if not run.export_adapter or vars(trainer).get("fast_dev_run") or not isinstance(self.model, LoraModule):
+            return
+        if trainer.is_global_zero and isinstance(trainer.strategy, FederatedStrategy):
+            folder = Path(trainer.log_dir or trainer.default_root_dir) / "adapter"
+            export_adapter(self.model, folder, overwrite=True)
+            rank_zero_info(f"Adapter: {folder}  (peft.PeftModel.from_pretrained)")
+
+
+def _quiet() -> None:
+    """Keep advice that does not concern a user of this command line off the terminal."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*number of training batches.*is smaller than the logging interval.*")
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; exit code 1 with one sentence for an error that a user can mend."""
+    _quiet()
+    try:
+        FederatedCLI(args)
+    except USER_ERRORS as error:
+        if os.environ.get("PL_FED_TRACEBACK"):
+            raise
+        sys.exit(f"pl_fed: {error}")

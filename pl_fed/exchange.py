@@ -1,0 +1,53 @@
+"""What a client starts from, what it ends with, and whether what it sends can be used; pure functions on tensors."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pl_fed.updates import AdapterState, Broadcast, LayerState, Update, scatter_columns, scatter_rows
+
+
+def view_of(server: AdapterState, broadcast: Broadcast) -> AdapterState:
+    """Return the adapter that a client starts from, at the server's rank: zero outside its slots.
+
+    A side that was not sent is the server's: the client has it from an earlier round.
+    """
+    layers = {}
+    for name, part in broadcast.layers.items():
+        known = server.layers[name]
+        rank = known.a.shape[0]
+        a = known.a[part.slots] if part.a is None else part.a
+        b = known.b[:, part.slots] if part.b is None else part.b
+        layers[name] = LayerState(scatter_rows(a, part.slots, rank), scatter_columns(b, part.slots, rank))
+    return AdapterState(layers, dict(broadcast.dense))
+
+
+def like(state: AdapterState, server: AdapterState) -> AdapterState:
+    """Return a state in the server's number formats; a network may hold less precise ones."""
+    formats = {name: value.dtype for name, value in server.tensors().items()}
+    return AdapterState.from_tensors({name: value.to(formats[name]) for name, value in state.tensors().items()})
+
+
+def folded(state: AdapterState, diagonals: Mapping[str, Tensor]) -> AdapterState:
+    """Return a state with its diagonals folded into B: the same function with diagonals of one."""
+    layers = {
+        name: LayerState(layer.a, layer.b * diagonals[name] if name in diagonals else layer.b)
+        for name, layer in state.layers.items()
+    }
+    return AdapterState(layers, state.dense)
+
+
+def fault_of(update: Update | None, server: AdapterState) -> str:
+    """Return why an update cannot be aggregated (``no_update``, ``wrong_shape``, ``not_finite``); empty if it can."""
+    if update is None:
+        return "no_update"
+    for name, part in update.layers.items():
+        layer = server.layers[name]
+        if part.a is not None and part.a.shape != (part.rank, layer.a.shape[1]):
+            return "wrong_shape"
+        if part.b is not None and part.b.shape != (layer.b.shape[0], part.rank):
+            return "wrong_shape"
+    if any(value.shape != server.dense[name].shape for name, value in update.dense.items()):
+        return "wrong_shape"
+    return "" if all(bool(torch.isfinite(value).all()) for value in update.values()) else "not_finite"

@@ -1,0 +1,97 @@
+"""A federation in a checkpoint: tensors and primitives only, so that ``weights_only=True`` loads it."""
+
+from typing import Any
+
+import torch
+
+from pl_fed.clients import ClientState
+from pl_fed.context import ClientContext, RoundContext
+from pl_fed.errors import CheckpointMismatchError
+from pl_fed.federation import Federation
+from pl_fed.rounds import RoundSchedule
+from pl_fed.updates import AdapterState, Update
+
+
+def save_federation(federation: Federation) -> dict[str, Any]:
+    """Return everything a resumed run needs, also in the middle of a round."""
+    state: dict[str, Any] = {
+        "settings": federation.config.rule.settings(),
+        "population": federation.population,
+        "a_version": federation.a_version,
+        "clients": {client_id: client.state_dict() for client_id, client in federation.states.items()},
+        "server_optimizer": federation.config.server_optimizer.state_dict(),
+    }
+    live = federation.adapter.read().tensors()
+    rounded = any(live[name].dtype != value.dtype for name, value in federation.server.tensors().items())
+    if federation.context is not None or rounded:
+        state["server"] = federation.server.tensors()
+    if federation.context is not None:
+        state["round"] = _save_round(federation, federation.context)
+    return state
+
+
+def _save_round(federation: Federation, context: RoundContext) -> dict[str, Any]:
+    assert context.client is not None and federation.before is not None
+    return {
+        "round_idx": context.round_idx,
+        "step": federation.step,
+        "failures": context.failures,
+        "metrics": context.metrics,
+        "updates": [update.state_dict() for update in context.updates],
+        "finished": [client.state_dict() for client in context.finished],
+        "client": context.client.state_dict(),
+        "before": federation.before.tensors(),
+        "engine": federation.engine.state_dict(),
+    }
+
+
+def load_federation(federation: Federation, state: dict[str, Any], device: torch.device) -> None:
+    """Restore what is kept between rounds.
+
+    Raises:
+        CheckpointMismatchError: If the checkpoint was written with another rule.
+    """
+    settings = federation.config.rule.settings()
+    if state["settings"] != settings:
+        raise CheckpointMismatchError(
+            f"Expected a checkpoint of the rule {settings} but got one of {state['settings']}: resume with the same "
+            "rule and arguments, or start anew from the exported adapter."
+        )
+    federation.a_version, federation.population = state["a_version"], state["population"]
+    federation.states = {k: ClientState.from_state_dict(v, device) for k, v in state["clients"].items()}
+    federation.config.server_optimizer.load_state_dict(state["server_optimizer"], device)
+    if "server" in state:
+        federation.server = AdapterState.from_tensors({name: v.to(device) for name, v in state["server"].items()})
+
+
+def resume_round(
+    federation: Federation, state: dict[str, Any], schedule: RoundSchedule, num_rounds: int | None
+) -> None:
+    """Continue a round in the middle; the client in progress is swapped in.
+
+    Args:
+        federation: A federation that `load_federation` restored.
+        state: The entry ``round`` of its checkpoint.
+        schedule: The round's schedule.
+        num_rounds: Rounds of the run, if limited.
+    """
+    device = next(iter(federation.server.tensors().values())).device
+    federation.schedule, federation.step = schedule, state["step"]
+    federation.before = AdapterState.from_tensors({name: v.to(device) for name, v in state["before"].items()})
+    client = dict(state["client"])
+    client["slots"] = {name: ids.to(device) for name, ids in client["slots"].items()}
+    federation.context = RoundContext(
+        round_idx=state["round_idx"],
+        num_rounds=num_rounds,
+        seed=federation.config.seed,
+        cohort=schedule.cohort,
+        server=federation.server,
+        failures=dict(state["failures"]),
+        updates=[Update.from_state_dict(update, device) for update in state["updates"]],
+        finished=[ClientContext(**finished) for finished in state["finished"]],
+        client=ClientContext(**client),
+        metrics=dict(state["metrics"]),
+    )
+    federation.adapter.set_trainable(federation.config.rule.sides(schedule.round_idx))
+    federation.engine.load_state_dict(state["engine"])
+    federation.engine.resume()

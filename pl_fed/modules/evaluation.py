@@ -1,0 +1,239 @@
+"""Figures of an evaluation: over all examples, and for each client.
+
+Sums are kept, never means of batches, so the figures do not depend on how examples were put into batches. All states
+are TorchMetrics', which adds them up over processes.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.text.rouge import ROUGEScore
+from torchmetrics.utilities import dim_zero_cat
+
+IGNORED = -100  # the label that cross entropy leaves out
+ROUGE_KEYS = ("rouge1", "rouge2", "rougeL")  # rougeLsum would download a sentence splitter
+
+
+def response_losses(
+    logits: Float[Tensor, "batch length vocab"], labels: Int[Tensor, "batch length"]
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+    """Return each example's summed next-token loss over its labelled tokens, and their number.
+
+    Args:
+        logits: Scores of the next token at every position.
+        labels: Token ids at every position; -100 is left out.
+
+    Example:
+        >>> losses, num_tokens = response_losses(torch.zeros(1, 3, 4), torch.tensor([[-100, 2, 1]]))
+        >>> [round(x, 4) for x in losses.tolist()], num_tokens.tolist()  # twice log 4
+        ([2.7726], [2])
+    """
+    targets = labels[:, 1:]
+    chosen = targets != IGNORED
+    rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(targets)[chosen]
+    # (tokens, vocab): float32 only for labelled tokens, since a whole batch of logits may be the largest tensor
+    losses = F.cross_entropy(logits[:, :-1][chosen].float(), targets[chosen], reduction="none")
+    return losses.new_zeros(len(labels)).index_add_(0, rows, losses), chosen.sum(1)
+
+
+def same_text(first: str, second: str) -> bool:
+    r"""Tell whether two texts are the same but for case and white space.
+
+    Example:
+        >>> same_text(" Forty  two\n", "forty two"), same_text("-2", "2")
+        (True, False)
+    """
+    return first.casefold().split() == second.casefold().split()
+
+
+class WeightedMean(Metric):
+    """Weighted mean in which a value that is not a number shows.
+
+    `torchmetrics.MeanMetric` leaves such values out, or forgets the weights when told not to (seen in 1.9).
+
+    Example:
+        >>> mean = WeightedMean()
+        >>> mean.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+        >>> mean.compute()
+        tensor(1.7500)
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "weight"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, values: Float[Tensor, " batch"], weights: Float[Tensor, " batch"]) -> None:
+        """Add a batch of values and their weights."""
+        self.total += (values * weights).sum()
+        self.weight += weights.sum()
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.weight
+
+
+class ClientMean(Metric):
+    """Weighted mean of a figure for each client; examples without a client are left out.
+
+    Example:
+        >>> mean = ClientMean()
+        >>> mean.update(torch.tensor([1.0, 0.0, 1.0]), torch.ones(3), torch.tensor([7, 7, -1]))
+        >>> mean.compute()
+        {7: 0.5}
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    client_ids: list[Tensor]
+    sums: list[Tensor]
+    weights: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("client_ids", "sums", "weights"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(
+        self, values: Float[Tensor, " batch"], weights: Float[Tensor, " batch"], client_ids: Int[Tensor, " batch"]
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            values: One figure for each example.
+            weights: Its weight, for example the number of tokens.
+            client_ids: Who holds the example; negative for nobody.
+        """
+        held = client_ids >= 0
+        ids, place = client_ids[held].unique(return_inverse=True)
+        zeros = weights.new_zeros(len(ids))
+        self.client_ids.append(ids)
+        self.sums.append(zeros.index_add(0, place, (values * weights)[held]))
+        self.weights.append(zeros.index_add(0, place, weights[held]))
+
+    def compute(self) -> dict[int, float]:
+        """Return the mean by client, in ascending order of their ids."""
+        ids, place = dim_zero_cat(self.client_ids).cpu().unique(return_inverse=True)
+        parts = [dim_zero_cat(part).cpu().double() for part in (self.sums, self.weights)]
+        sums, weights = (part.new_zeros(len(ids)).index_add(0, place, part) for part in parts)
+        pairs = zip(ids.tolist(), sums.tolist(), weights.tolist(), strict=True)
+        return {client_id: total / weight for client_id, total, weight in pairs if weight > 0}
+
+
+class Evaluation(nn.Module):
+    """Figures over one loader, with those of its clients.
+
+    Args:
+        figure: Name of the figure that is also kept for each client.
+        best: Which of a figure's extremes is good.
+    """
+
+    def __init__(self, figure: str, best: str) -> None:
+        super().__init__()
+        self.figure, self.best = figure, best
+        self.loss = WeightedMean()
+        self.clients = ClientMean()
+
+    def table(self) -> dict[int, float]:
+        """Return the figure by client."""
+        return self.clients.compute()
+
+    def results(self, table: dict[int, float]) -> dict[str, float]:
+        """Return every figure by name."""
+        found = {"loss": float(self.loss.compute())}
+        if table:
+            # the first of equals, so the smallest id; not a number is worst
+            worst = (min if self.best == "max" else max)(table, key=lambda k: _orderable(table[k], self.best))
+            found[f"client_mean_{self.figure}"] = sum(table.values()) / len(table)
+            found[f"worst_client_{self.figure}"] = table[worst]
+            found["worst_client_id"] = float(worst)
+        return found
+
+
+class ClassifierEvaluation(Evaluation):
+    """Loss, accuracy and macro-F1; accuracy by client.
+
+    Args:
+        num_labels: Number of classes. Macro-F1 is the mean over those that occur among labels or predictions.
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__("accuracy", best="max")
+        self.accuracy = MulticlassAccuracy(num_labels, average="micro")
+        self.macro_f1 = MulticlassF1Score(num_labels, average="macro")
+
+    def update(
+        self,
+        logits: Float[Tensor, "batch labels"],
+        labels: Int[Tensor, " batch"],
+        client_ids: Int[Tensor, " batch"],
+    ) -> None:
+        """Add a batch."""
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        self.loss.update(losses, torch.ones_like(losses))
+        guesses = logits.argmax(-1)  # (batch,)
+        self.accuracy.update(guesses, labels)
+        self.macro_f1.update(guesses, labels)
+        correct = (guesses == labels).float()
+        self.clients.update(correct, torch.ones_like(correct), client_ids)
+
+    def results(self, table: dict[int, float]) -> dict[str, float]:
+        """Return every figure by name."""
+        own = {"accuracy": float(self.accuracy.compute()), "macro_f1": float(self.macro_f1.compute())}
+        return {**super().results(table), **own}
+
+
+class LanguageEvaluation(Evaluation):
+    """Loss and perplexity by token, loss by client, and the figures of generated text."""
+
+    def __init__(self) -> None:
+        super().__init__("loss", best="min")
+        self.exact_match = WeightedMean()
+        self.rouge = ROUGEScore(rouge_keys=ROUGE_KEYS)
+        self.num_generated = 0
+
+    def update(
+        self,
+        logits: Float[Tensor, "batch length vocab"],
+        labels: Int[Tensor, "batch length"],
+        client_ids: Int[Tensor, " batch"],
+    ) -> None:
+        """Add a batch."""
+        losses, num_tokens = response_losses(logits, labels)
+        means = losses / num_tokens.clamp(min=1)
+        self.loss.update(means, num_tokens.float())
+        self.clients.update(means, num_tokens.float(), client_ids)
+
+    def update_texts(self, generated: list[str], expected: list[str]) -> None:
+        """Add generated texts and what they should have been."""
+        self.num_generated += len(generated)
+        same = [float(same_text(*pair)) for pair in zip(generated, expected, strict=True)]
+        matches = torch.tensor(same, device=self.exact_match.device)
+        self.exact_match.update(matches, torch.ones_like(matches))
+        self.rouge.update(generated, expected)
+
+    def results(self, table: dict[int, float]) -> dict[str, float]:
+        """Return every figure by name."""
+        found = super().results(table)
+        found["perplexity"] = float(torch.tensor(found["loss"]).exp())  # infinite where `math.exp` would raise
+        if self.num_generated:
+            scores = self.rouge.compute()
+            found["exact_match"] = float(self.exact_match.compute())
+            found |= {key: float(scores[f"{key}_fmeasure"]) for key in ROUGE_KEYS}
+        return found
+
+
+def _orderable(value: float, best: str) -> float:
+    if math.isnan(value):
+        return -math.inf if best == "max" else math.inf
+    return value

@@ -1,0 +1,147 @@
+"""A trained adapter as files that every PEFT user can load, and optionally the merged model."""
+
+import copy
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import peft
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from pl_fed.adapters import ADAPTER_NAME
+from pl_fed.errors import FederatedConfigError
+from pl_fed.modules.base import LoraModule
+from pl_fed.modules.checkpoint import fold_diagonals
+from pl_fed.modules.loading import quiet
+
+MERGED_FOLDER = "merged"
+
+_CARD = """---
+{link}library_name: peft
+tags: [lora, federated-learning]
+---
+
+# LoRA adapter for {base}
+
+| | |
+|---|---|
+| base model | {base} ({architecture}) |
+| rank, alpha | {rank}, {alpha} |
+| adapted layers | {targets} |
+| parameters in this folder | {num_parameters:,} |
+| written with | {versions} |
+
+```python
+from peft import PeftModel
+from transformers import {auto_class}
+
+base = {auto_class}.from_pretrained("{base}"{options})
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+"""
+
+
+def export_adapter(module: LoraModule, folder: str | Path, merge: bool = False, overwrite: bool = False) -> Path:
+    """Write the adapter as a PEFT folder; ``PeftModel.from_pretrained(base_model, folder)`` gives the same logits.
+
+    A learned diagonal is folded into B. The folder appears at once and complete: it is written beside and renamed.
+
+    Args:
+        module: A module whose model is loaded.
+        folder: Where to; the configuration, weights, tokenizer and model card go there.
+        merge: Also write the base model with the adapter merged into its weights, to the folder ``merged`` inside.
+        overwrite: Replace the folder if there is something in it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FederatedConfigError: If there is something in the folder, no model is loaded, or a quantised one to be merged.
+    """
+    target = Path(folder)
+    if not hasattr(module, "model"):
+        raise FederatedConfigError("Expected a module with a loaded model: call `configure_model()` or fit it first.")
+    if merge and module.loading.quantization is not None:
+        raise FederatedConfigError(
+            "Expected an unquantised base model to merge into but `loading.quantization` is set: load the adapter on "
+            "the full model, or export without `merge`."
+        )
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
+        raise FederatedConfigError(
+            f"Expected `folder` to be new or empty but '{target}' is not: choose another or set `overwrite`."
+        )
+    if module.global_rank == 0:
+        with _appearing(target) as work:
+            _write_adapter(module, work)
+            if merge:
+                _write_merged(module, work / MERGED_FOLDER)
+    return target
+
+
+def _write_adapter(module: LoraModule, folder: Path) -> None:
+    state = fold_diagonals(module.model.state_dict())
+    # without "auto" peft would ask the hub for the base model's configuration; embeddings are never resized here
+    tensors = get_peft_model_state_dict(module.model, state, ADAPTER_NAME, save_embedding_layers=False)
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = cast(LoraConfig, copy.deepcopy(module.model.peft_config[ADAPTER_NAME]))
+    config.inference_mode = True
+    if not isinstance(config.target_modules, str):  # a set, whose order changes from run to run
+        config.target_modules = sorted(config.target_modules or ())
+    config.save_pretrained(str(folder))
+    module.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(_model_card(module, sum(x.numel() for x in plain.values())))
+
+
+@torch.no_grad()
+def _write_merged(module: LoraModule, folder: Path) -> None:
+    model = copy.deepcopy(module.model)
+    folded = fold_diagonals(model.state_dict())
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.copy_(folded[name])
+    merged = model.merge_and_unload()
+    with quiet():
+        merged.save_pretrained(folder)
+    module.tokenizer.save_pretrained(folder)
+
+
+def _model_card(module: LoraModule, num_parameters: int) -> str:
+    base, config = module.model_name, cast(LoraConfig, module.model.peft_config[ADAPTER_NAME])
+    targets = config.target_modules or ()
+    return _CARD.format(
+        base=base,
+        # a folder is no address on the hub, which checks this line
+        link="" if Path(base).is_dir() else f"base_model: {base}\n",
+        architecture=type(module.model.get_base_model()).__name__,
+        auto_class=module.auto_class.__name__,
+        options="".join(f", {name}={value!r}" for name, value in module.model_options().items()),
+        rank=config.r,
+        alpha=config.lora_alpha,
+        targets=targets if isinstance(targets, str) else ", ".join(sorted(targets)),
+        num_parameters=num_parameters,
+        versions=f"peft {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
+    )
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """Yield a folder beside `target` that takes its place if all goes well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work, old = (target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.{kind}" for kind in ("new", "old"))
+    work.mkdir()
+    try:
+        yield work
+        if target.is_dir():
+            os.replace(target, old)
+        os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

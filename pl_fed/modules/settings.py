@@ -1,0 +1,123 @@
+"""Settings of the modules as frozen dataclasses, so that YAML, Python and checkpoints spell them alike."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import LoraConfig
+
+from pl_fed.errors import FederatedConfigError
+
+_MANAGED = ("task_type", "inference_mode", "base_model_name_or_path", "fan_in_fan_out", "revision")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What `peft` is told; the names are those of `peft.LoraConfig`.
+
+    Args:
+        r: Rank of the server's adapter; clients may hold fewer slots of it.
+        lora_alpha: Numerator of the scale ``lora_alpha / r``; None means ``2 * r``, the same scale for every `r`.
+        target_modules: Names (ends of names) of the layers to adapt, one regular expression over whole names, or
+            ``all-linear``. None means peft's choice for the architecture, ``all-linear`` where it has none.
+        lora_dropout: Probability with which inputs of the adapter are zeroed in training.
+        init_lora_weights: True for B = 0 and random A, or a method's name as in peft.
+        modules_to_save: Further modules that are trained and saved in full; a classification head always is.
+        extra: Any other argument of `peft.LoraConfig`, for example ``{use_rslora: true}``.
+
+    Example:
+        >>> LoraSettings(r=8, target_modules=["q_proj", "v_proj"]).alpha
+        16
+    """
+
+    r: int = 16
+    lora_alpha: int | None = None
+    target_modules: list[str] | str | None = None
+    lora_dropout: float = 0.0
+    init_lora_weights: bool | str = True
+    modules_to_save: list[str] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.r < 1:
+            raise FederatedConfigError(f"Expected the rank `lora.r` to be at least 1 but got {self.r}.")
+        if self.lora_alpha is not None and self.lora_alpha < 1:
+            raise FederatedConfigError(
+                f"Expected `lora.lora_alpha` to be at least 1 or null but got {self.lora_alpha}."
+            )
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise FederatedConfigError(f"Expected `lora.lora_dropout` in [0, 1) but got {self.lora_dropout}.")
+        if self.target_modules in ([], ""):
+            raise FederatedConfigError(
+                "Expected `lora.target_modules` to name layers but got none: name some or leave it null."
+            )
+        self._check_extra()
+
+    def _check_extra(self) -> None:
+        if refused := sorted(set(self.extra) & {*self.__dataclass_fields__, *_MANAGED}):
+            raise FederatedConfigError(
+                f"Expected `lora.extra` without what is set elsewhere but got {refused}: use the field of `lora` of "
+                "that name, or drop it."
+            )
+        if unknown := sorted(set(self.extra) - set(LoraConfig.__dataclass_fields__)):
+            raise FederatedConfigError(
+                f"Expected `lora.extra` to hold arguments of `peft.LoraConfig` but got {unknown}: check the spelling."
+            )
+
+    @property
+    def alpha(self) -> int:
+        """Numerator of the scale."""
+        return 2 * self.r if self.lora_alpha is None else self.lora_alpha
+
+
+@dataclass(frozen=True)
+class ModelLoading:
+    """How the base model is loaded.
+
+    Args:
+        dtype: Type of the frozen weights and of `lora.modules_to_save`; the LoRA factors and a classification head are
+            float32 whatever it is.
+        quantization: Arguments of `transformers.BitsAndBytesConfig`, for example ``{load_in_4bit: true}``; with a
+            ``quant_method`` any other quantisation of transformers. None loads unquantised.
+        attn_implementation: Attention of transformers, for example ``sdpa``; None leaves its choice.
+        trust_remote_code: Run code that comes with the model.
+        gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
+        revision: Branch, tag or commit on the hub.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: dict[str, Any] | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    gradient_checkpointing: bool = False
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How text is generated, and how much of it for the metrics.
+
+    Args:
+        max_new_tokens: Largest number of generated tokens.
+        num_examples: Largest number of examples of each loader to generate for; None means all.
+        in_validation: Generate in validation too, not in the test alone.
+        sample: Draw tokens instead of taking the likeliest.
+        extra: Any other argument of `transformers.GenerationConfig`, for example ``{num_beams: 4}``.
+    """
+
+    max_new_tokens: int = 64
+    num_examples: int | None = None
+    in_validation: bool = False
+    sample: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.max_new_tokens < 1:
+            raise FederatedConfigError(
+                f"Expected `generation.max_new_tokens` to be at least 1 but got {self.max_new_tokens}."
+            )
+        if self.num_examples is not None and self.num_examples < 1:
+            raise FederatedConfigError(
+                f"Expected `generation.num_examples` to be at least 1 or null but got {self.num_examples}."
+            )
