@@ -21,6 +21,7 @@ class DeviceProfile:
         gflops: Sustained speed of training, in 10^9 floating-point operations a second.
         uplink_mbps: Speed of sending, in 10^6 bits a second.
         downlink_mbps: Speed of receiving, in 10^6 bits a second.
+        jitter: Spread of the round's time: it is multiplied by exp(jitter * N(0, 1)), drawn per round and client.
     """
 
     name: str = "device"
@@ -28,9 +29,12 @@ class DeviceProfile:
     gflops: float = 100.0
     uplink_mbps: float = 10.0
     downlink_mbps: float = 50.0
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         """Check that every budget is positive."""
+        if self.jitter < 0:
+            raise FederatedConfigError(f"Expected `jitter` of device `{self.name}` of 0 or more but got {self.jitter}.")
         for key in ("memory_gb", "gflops", "uplink_mbps", "downlink_mbps"):
             if getattr(self, key) <= 0:
                 raise FederatedConfigError(
@@ -144,31 +148,35 @@ class ClientsConfig:
             )
 
     def rank_cap(self, client_id: int, server_rank: int, cost: ClientCost) -> int:
-        """Return the largest rank that the client can afford.
+        """Return the largest rank of the ladder that the client can afford.
+
+        A client that is too slow even for the smallest rank gets that rank; the clock leaves it out round by round.
 
         Raises:
-            FederatedConfigError: If not even the ladder's smallest rank fits.
+            FederatedConfigError: If not even the ladder's smallest rank fits its memory and uplink.
         """
         stated = self.ranks[client_id % len(self.ranks)] if self.ranks else server_rank
         device = self.device(client_id)
         if device is None and self.uplink_mb is None:
             return stated
-        fitting = [rank for rank in self.ladder if rank <= stated and not self.over_budget(rank, cost, device)]
-        if not fitting:
+        possible = [rank for rank in self.ladder if rank <= stated and not self.over_budget(rank, cost, device)]
+        if not possible:
             smallest = min(self.ladder)
             raise FederatedConfigError(
                 f"Expected client {client_id} to afford at least rank {smallest} but it does not: "
                 f"{self.over_budget(smallest, cost, device) or 'its entry in `clients.ranks` is below the ladder'}. "
                 "Raise the budget, use a smaller model, or extend `clients.ladder`."
             )
-        return max(fitting)
+        in_time = [rank for rank in possible if not self._too_slow(rank, cost, device)]
+        return max(in_time) if in_time else min(possible)
+
+    def _too_slow(self, rank: int, cost: ClientCost, device: DeviceProfile | None) -> bool:
+        return device is not None and self.round_seconds is not None and cost.seconds(rank, device) > self.round_seconds
 
     def over_budget(self, rank: int, cost: ClientCost, device: DeviceProfile | None) -> str:
-        """Say which budget a rank breaks; empty if it fits all."""
+        """Say which of memory and uplink a rank breaks; empty if it fits both."""
         if device is not None and cost.memory_bytes(rank) > device.memory_gb * 2**30:
             return f"{cost.memory_bytes(rank) / 2**30:.2f} GiB of memory, `{device.name}` has {device.memory_gb} GiB"
-        if device is not None and self.round_seconds is not None and cost.seconds(rank, device) > self.round_seconds:
-            return f"{cost.seconds(rank, device):.1f} s a round, `clients.round_seconds` is {self.round_seconds}"
         if self.uplink_mb is not None and cost.upload_bytes(rank) > self.uplink_mb * 1e6:
             return f"{cost.upload_bytes(rank) / 1e6:.3f} MB of upload, `clients.uplink_mb` is {self.uplink_mb}"
         return ""

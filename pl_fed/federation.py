@@ -4,6 +4,7 @@
 Lightning's seams; the engine does the local training in between.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -212,7 +213,9 @@ class Federation:
         client.flops = training_flops(self.size, self.adapter, trained, sides, client.num_tokens)
         device = self.config.clients.device(client.client_id)
         if device is not None:
-            client.seconds = device.seconds(client.flops, client.download_bytes, client.upload_bytes)
+            noise = float(torch.randn((), generator=self._generator(client.client_id, 0x7C)))
+            steady = device.seconds(client.flops, client.download_bytes, client.upload_bytes)
+            client.seconds = steady * math.exp(device.jitter * noise)
 
     def _fault(self, client: ClientContext) -> str:
         budget = self.config.clients.round_seconds
