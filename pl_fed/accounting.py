@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pl_fed.adapters import Adapter
 from pl_fed.clients import ClientCost
+from pl_fed.loaders import RoundPlan
 from pl_fed.rules.base import Rule
 from pl_fed.updates import Slots
 
@@ -95,6 +96,24 @@ def client_cost(
         download_bytes_per_rank=4 * (a + b),
         upload_bytes_per_rank=4 * (a * ("a" in sides) + b * ("b" in sides)),
     )
+
+
+def plan_cost(size: NetworkSize, adapter: Adapter, rule: Rule, plan: RoundPlan) -> ClientCost:
+    """Return what a round costs a client of a population: its first round's largest client stands for all.
+
+    Args:
+        size: The network.
+        adapter: Its adapter.
+        rule: What clients train.
+        plan: A bound plan; without lengths an example counts as one token.
+    """
+    mean_length = 1.0
+    if plan.lengths is not None and len(plan.lengths):
+        sample = [float(plan.lengths[i]) for i in range(min(1000, len(plan.lengths)))]
+        mean_length = sum(sample) / len(sample)
+    num_batches = max((len(work.batches) for work in plan.schedule(0).work), default=0)
+    tokens = mean_length * plan.batch_size
+    return client_cost(size, adapter, rule, tokens, tokens * num_batches)
 
 
 def count_tokens(batch: object) -> int:

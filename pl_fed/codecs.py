@@ -6,10 +6,12 @@ rank component (a row of A, a column of B) costs four bytes a slot.
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from pl_fed.errors import FederatedConfigError
 
 CodecName = Literal["float32", "bfloat16", "int8"]
 Payload = tuple[Tensor, ...]
@@ -69,8 +71,15 @@ class Int8Codec(Codec):
         return payload[0].to(dtype) * payload[1].to(dtype)
 
 
+def check_codec(name: str) -> None:
+    """Raise `FederatedConfigError` if there is no codec of that name."""
+    if name not in get_args(CodecName):
+        raise FederatedConfigError(f"Expected a codec out of {', '.join(get_args(CodecName))} but got `{name}`.")
+
+
 def make_codec(name: CodecName) -> Codec:
     """Return the codec of that name."""
+    check_codec(name)
     if name == "int8":
         return Int8Codec()
     return CastCodec(None if name == "float32" else torch.bfloat16)

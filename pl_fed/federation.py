@@ -11,32 +11,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pl_fed.accounting import NetworkSize, client_cost, training_flops
+from pl_fed.accounting import NetworkSize, plan_cost, training_flops
 from pl_fed.adapters import Adapter
-from pl_fed.clients import ClientCost, ClientsConfig, ClientState
+from pl_fed.clients import ClientCost, ClientState
 from pl_fed.context import ClientContext, RoundContext
 from pl_fed.engines.base import Engine
 from pl_fed.errors import CheckpointMismatchError, ClientFailureError, TooFewClientsError
 from pl_fed.exchange import fault_of, folded, like, view_of
+from pl_fed.federation_config import FederationConfig
 from pl_fed.loaders import RoundPlan
-from pl_fed.rounds import ClientWork, CohortConfig, LocalTraining, RoundSchedule, derive_seed
-from pl_fed.rules.base import Rule
-from pl_fed.server_optimizer import ServerOptimizer
+from pl_fed.rounds import ClientWork, RoundSchedule, derive_seed
 from pl_fed.updates import AdapterState, Broadcast, Update, prefix_slots
-from pl_fed.wire import Codecs, Wire
-
-
-@dataclass
-class FederationConfig:
-    """Everything that defines the rounds; see `FederatedStrategy` for the meaning of each."""
-
-    rule: Rule
-    cohort: CohortConfig
-    local: LocalTraining
-    clients: ClientsConfig
-    server_optimizer: ServerOptimizer
-    codecs: Codecs
-    seed: int = 0
+from pl_fed.wire import Wire
 
 
 @dataclass
@@ -89,14 +75,8 @@ class Federation:
         self.population = len(plan.shards)
         config.clients.check_ranks(self.adapter.rank)
         plan.bind(config.cohort, config.local, config.seed, plan.accumulate)
-        lengths = plan.lengths
-        per_example = (
-            sum(lengths[i] for i in range(min(1000, len(lengths)))) / min(1000, len(lengths)) if lengths else 1.0
-        )
-        work = plan.schedule(plan.round_idx).work
-        num_batches = max((len(w.batches) for w in work), default=0)
-        tokens = per_example * plan.batch_size
-        self.cost = client_cost(self.size, self.adapter, config.rule, tokens, tokens * num_batches)
+        if self.cost is None:  # once, from the first round, so that caps are the same in every round and after a resume
+            self.cost = plan_cost(self.size, self.adapter, config.rule, plan)
 
     def client_state(self, client_id: int) -> ClientState:
         """Return what a client keeps, made on first use."""
@@ -114,7 +94,13 @@ class Federation:
         config = self.config
         self.schedule, self.step = schedule, 0
         self.context = RoundContext(
-            schedule.round_idx, num_rounds, config.seed, schedule.cohort, self.server, failures=dict(schedule.failures)
+            schedule.round_idx,
+            num_rounds,
+            config.seed,
+            schedule.cohort,
+            self.server,
+            config.clients.round_seconds,
+            failures=dict(schedule.failures),
         )
         self.adapter.set_trainable(config.rule.sides(schedule.round_idx))
         self.fire("on_round_start", self.context)
@@ -180,6 +166,7 @@ class Federation:
             self._fire_client("on_client_end")
         if client.client_id not in context.failures:
             self._upload(client)
+        self._clock(client)
         if client.client_id not in context.failures:
             self._fire_client("on_upload")
         reason = context.failures.get(client.client_id) or self._fault(client)
@@ -203,13 +190,19 @@ class Federation:
 
     def _upload(self, client: ClientContext) -> None:
         assert self.context is not None and self.before is not None and client.after is not None
-        rule, trained = self.config.rule, self.states[client.client_id].slots
+        rule = self.config.rule
         sides = rule.sides(self.context.round_idx)
         layers = rule.update(self.before, client.after, client.diagonals, client.slots, sides)
         dense = {name: value - self.before.dense[name] for name, value in client.after.dense.items()}
         update = Update(client.client_id, client.num_examples, layers, dense)
         wire = Wire(self.config.codecs.up, self._generator(client.client_id, 0x0B), rule.sends_slots, exact_a=False)
         client.update, client.upload_bytes = wire.update(update), wire.num_bytes
+
+    def _clock(self, client: ClientContext) -> None:
+        """Count the client's operations and, with a device, its simulated seconds."""
+        assert self.context is not None
+        sides = self.config.rule.sides(self.context.round_idx)
+        trained = self.states[client.client_id].slots
         client.flops = training_flops(self.size, self.adapter, trained, sides, client.num_tokens)
         device = self.config.clients.device(client.client_id)
         if device is not None:
@@ -257,7 +250,7 @@ class Federation:
             reasons = ", ".join(f"client {k}: {why}" for k, why in list(failures.items())[:10]) or "none chosen"
             raise TooFewClientsError(
                 f"Expected at least {least} usable clients (`cohort.min_survivors`) in "
-                f"round {round_idx} but got {survivors} ({reasons}). The server's adapter is unchanged; a checkpoint was "
+                f"round {round_idx} but got {survivors} ({reasons}). The server is unchanged; a checkpoint was "
                 "saved. Lower the dropout or the learning rate, raise the time budget, or enlarge the cohort."
             )
 

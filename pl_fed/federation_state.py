@@ -86,6 +86,7 @@ def resume_round(
         seed=federation.config.seed,
         cohort=schedule.cohort,
         server=federation.server,
+        time_budget=federation.config.clients.round_seconds,
         failures=dict(state["failures"]),
         updates=[Update.from_state_dict(update, device) for update in state["updates"]],
         finished=[ClientContext(**finished) for finished in state["finished"]],

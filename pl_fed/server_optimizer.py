@@ -38,7 +38,21 @@ class ServerOptimizer:
             raise FederatedConfigError(f"Expected `server_optimizer.lr` above 0 but got {lr}.")
         if not 0 <= momentum < 1:
             raise FederatedConfigError(f"Expected `server_optimizer.momentum` in [0, 1) but got {momentum}.")
+        if name not in ("sgd", "adam", "yogi"):
+            raise FederatedConfigError(f"Expected `server_optimizer.name` out of sgd, adam and yogi but got `{name}`.")
+        if momentum and name != "sgd":
+            raise FederatedConfigError(
+                f"Expected no `server_optimizer.momentum` with `{name}` but got {momentum}: set the first of `betas`."
+            )
+        if not all(0 <= beta < 1 for beta in betas):
+            raise FederatedConfigError(f"Expected `server_optimizer.betas` in [0, 1) but got {tuple(betas)}.")
+        if tau <= 0:
+            raise FederatedConfigError(f"Expected `server_optimizer.tau` above 0 but got {tau}.")
         self.name, self.lr, self.momentum, self.betas, self.tau = name, lr, momentum, betas, tau
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the moments."""
         self._first: dict[str, Tensor] = {}
         self._second: dict[str, Tensor] = {}
 

@@ -15,7 +15,8 @@ from pl_fed.checkpoint_io import AtomicCheckpointIO
 from pl_fed.clients import ClientsConfig
 from pl_fed.engines import SequentialEngine
 from pl_fed.errors import FederatedConfigError
-from pl_fed.federation import Federation, FederationConfig
+from pl_fed.federation import Federation
+from pl_fed.federation_config import FederationConfig
 from pl_fed.loaders import RoundLoader
 from pl_fed.loop import FederatedLoop
 from pl_fed.personalised import PersonalisedEvaluation
@@ -130,6 +131,7 @@ class FederatedStrategy(SingleDeviceStrategy):
                 adapter.write(rule.init(adapter.read(), generator))
         known = self.loop.federation
         if known is None or not known.adapter.same_parameters(adapter):
+            self.config.server_optimizer.reset()  # its moments may be another network's
             self.loop.federation = Federation(self.config, self.engine, adapter, size, self.loop.fire)
         self.personal.federation = self.loop.federation
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pl_fed.codecs import Codec, CodecName, make_codec, payload_bytes
+from pl_fed.codecs import Codec, CodecName, check_codec, make_codec, payload_bytes
 from pl_fed.updates import Broadcast, LayerSlots, Update
 
 SLOT_ID_BYTES = 2
@@ -26,6 +26,11 @@ class Codecs:
 
     up: CodecName = "float32"
     down: CodecName = "float32"
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        check_codec(self.up)
+        check_codec(self.down)
 
 
 class Wire:

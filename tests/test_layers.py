@@ -19,8 +19,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"rules", "server_optimizer", "privacy", "accounting"}),
     frozenset({"attacks", "metrics", "isa"}),
     frozenset({"modules", "datamodules"}),
-    frozenset({"engines"}),
-    frozenset({"federation", "checkpoint_io", "loop", "strategy"}),
+    frozenset({"engines", "exchange", "federation_config"}),
+    frozenset({"federation", "federation_state", "personalised", "checkpoint_io", "loop", "strategy"}),
     frozenset({"cli"}),
 )
 # Outside the table: who may import what.

@@ -12,6 +12,7 @@ from pl_fed.assets.errors import AssetNotFoundError
 from pl_fed.assets.fetch import fetch_files
 from pl_fed.assets.hub import hub_obstacle, in_hub_cache
 from pl_fed.assets.tables import DATASETS, MODELS
+from pl_fed.assets.tiny import TINY_MODEL, tiny_model
 
 
 def packaged_models() -> tuple[PackagedAsset, ...]:
@@ -33,7 +34,7 @@ def resolve_model(model: str) -> str:
     """Return what to pass to ``from_pretrained`` to get `model` on this machine.
 
     Args:
-        model: A local folder or a hub id.
+        model: A local folder, a hub id, or ``tiny-random-llama`` for a random model that is made on the spot.
 
     Returns:
         `model` itself if it is a folder, if the local hub cache holds it, or if the hub can be asked for it; otherwise
@@ -48,6 +49,8 @@ def resolve_model(model: str) -> str:
         >>> resolve_model(tempfile.gettempdir()) == tempfile.gettempdir()
         True
     """
+    if model == TINY_MODEL:
+        return tiny_model()
     if Path(model).is_dir() or in_hub_cache(model):
         return model
     obstacle = hub_obstacle()

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from peft import PeftModel, TaskType
@@ -95,7 +95,7 @@ class LoraModule(LightningModule, ABC):
 
     def remember(self, **settings: Any) -> None:
         """Put settings into the hyperparameters as plain values, so that checkpoints load with ``weights_only``."""
-        plain = {name: asdict(v) if is_dataclass(v) else v for name, v in settings.items()}  # type: ignore[arg-type]
+        plain = {name: _plain(value) for name, value in settings.items()}
         path = f"{type(self).__module__}.{type(self).__qualname__}"
         self.save_hyperparameters({**plain, "_class_path": path, "_instantiator": _INSTANTIATOR})
 
@@ -122,7 +122,7 @@ class LoraModule(LightningModule, ABC):
         self.model = add_adapter(network, self.lora, self.task, new, self.model_name)
         self._trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def to(self, *args: Any, **kwargs: Any) -> "LoraModule":
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast the module; the adapter is not made narrower, as ``precision="bf16-true"`` would."""
         kept = {name: p.data for name, p in self.named_parameters() if is_float32(name)}
         super().to(*args, **kwargs)
@@ -153,6 +153,19 @@ class LoraModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # Checkpoints.
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load a module with its base model and adapter from a checkpoint.
+
+        Optimizer and schedule are no settings of the checkpoint: give them again to go on training.
+
+        Args:
+            args: The checkpoint's path, and more of `LightningModule.load_from_checkpoint`.
+            kwargs: Constructor arguments that replace those in the checkpoint.
+        """
+        # Lightning rebuilds the arguments from plain values
+        return super().load_from_checkpoint(*args, **{name: _plain(value) for name, value in kwargs.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter and what else is trained; the base model is where `model` says."""
@@ -218,6 +231,10 @@ def client_ids(batch: Batch, size: int) -> Tensor:
     """Return who holds each example of a batch; -1 where it does not say."""
     found = batch.get("client_id")
     return torch.full((size,), -1, device=next(iter(batch.values())).device) if found is None else found
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _forget_base_model(module: nn.Module, keys: Any) -> None:

@@ -69,21 +69,15 @@ def load_base_model(
     Raises:
         FederatedConfigError: If the model is unknown or of another kind.
     """
-    if loading.quantization is not None:
-        options |= {"quantization_config": _quantization(loading.quantization), "device_map": {"": device}}
-    if loading.attn_implementation is not None:
-        options["attn_implementation"] = loading.attn_implementation
     with _named_in_errors(model, f"a model for {auto_class.__name__}"), quiet():
         folder = resolve_model(model)
         if (Path(folder) / "adapter_config.json").is_file():
             raise ValueError("it is an adapter; give its base model, or the merged weights")
         network, info = auto_class.from_pretrained(
             folder,
-            dtype=getattr(torch, loading.dtype),
-            revision=loading.revision,
-            trust_remote_code=loading.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
+            **_arguments(loading, device),
             **options,
         )
     if loading.quantization is not None:
@@ -203,8 +197,18 @@ def _train_in_float32(head: nn.Module) -> None:
     head.float().register_forward_pre_hook(cast_inputs)
 
 
-def _quantization(settings: dict[str, Any]) -> Any:
-    return settings if "quant_method" in settings else BitsAndBytesConfig(**settings)
+def _arguments(loading: ModelLoading, device: torch.device) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "dtype": getattr(torch, loading.dtype),
+        "revision": loading.revision,
+        "trust_remote_code": loading.trust_remote_code,
+    }
+    if loading.attn_implementation is not None:
+        arguments["attn_implementation"] = loading.attn_implementation
+    if (settings := loading.quantization) is not None:
+        arguments["quantization_config"] = settings if "quant_method" in settings else BitsAndBytesConfig(**settings)
+        arguments["device_map"] = {"": device}
+    return arguments
 
 
 @contextmanager

@@ -1,0 +1,26 @@
+"""Callbacks for federated rounds; each also runs under a plain Trainer."""
+
+from pl_fed.callbacks.communication_monitor import CommunicationMonitor, CommunicationTotals
+from pl_fed.callbacks.partition_report import PartitionReport
+from pl_fed.callbacks.progress import FederatedProgressBar, FederatedRichProgressBar
+from pl_fed.callbacks.public_refinement import PublicRefinement
+from pl_fed.callbacks.rank_pruning import RankPruning
+from pl_fed.callbacks.round_plots import RoundPlots
+from pl_fed.callbacks.run_summary import RunSummary
+from pl_fed.callbacks.wandb_rounds import WandbRounds
+
+__all__ = [
+    "CommunicationMonitor",
+    "CommunicationTotals",
+    "FederatedProgressBar",
+    "FederatedRichProgressBar",
+    "PartitionReport",
+    "PublicRefinement",
+    "RankPruning",
+    "RoundPlots",
+    "RunSummary",
+    "WandbRounds",
+]
+
+if __name__ == "callbacks":  # a second copy of every class would make `isinstance` lie
+    raise ImportError("Expected `pl_fed.callbacks` but got `callbacks`: import it as `pl_fed.callbacks`.")
