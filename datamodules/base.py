@@ -193,7 +193,7 @@ class FederatedData(LightningDataModule, ABC):
         if not self.partition.public:
             return None
         data, size = Subset(self._examples, self.partition.public), batch_size or self.batch_size
-        return DataLoader(data, size, shuffle=True, **self._options(evaluation=False))
+        return DataLoader(data, batch_size=size, shuffle=True, **self._options(evaluation=False))
 
     def _held_out(self, name: str, shards: Sequence[Sequence[int]]) -> Indices:
         indices = [i for shard in shards for i in shard]
@@ -212,7 +212,7 @@ class FederatedData(LightningDataModule, ABC):
 
     def _plain(self, indices: Sequence[int], by_length: bool = True) -> DataLoader[Any]:
         data = Subset(self._examples, self._by_length(indices) if by_length else indices)
-        return DataLoader(data, self.loading.eval_batch_size, **self._options(evaluation=True))
+        return DataLoader(data, batch_size=self.loading.eval_batch_size, **self._options(evaluation=True))
 
     def _check_model(self) -> None:
         """Check that data and model fit; again for every loader, as the model may come after `setup`."""

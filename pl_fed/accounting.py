@@ -4,7 +4,9 @@ Operations are those of the matrix products (2 m n k each). Training through a f
 token: 2 forward, 2 for the gradient of its input, none for its own. A trained factor costs 2 more.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -33,16 +35,29 @@ class NetworkSize:
 
     @classmethod
     def of(cls, network: nn.Module) -> "NetworkSize":
-        """Measure a network; LoRA factors do not count."""
-        base = sum(p.numel() * p.element_size() for p in network.parameters() if not p.requires_grad)
+        """Measure a network; LoRA factors do not count, nor does the unused original of a head that PEFT copied."""
+        frozen = [p for name, p in network.named_parameters() if not p.requires_grad and ".lora_" not in f".{name}"]
         linears = [
-            module.weight
+            (*sizes, module.weight.requires_grad)
             for name, module in network.named_modules()
-            if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and ".lora_" not in f".{name}"
+            if (sizes := _linear_sizes(module)) and ".lora_" not in f".{name}" and ".original_module" not in name
         ]
-        trained = sum(weight.numel() for weight in linears if weight.requires_grad)
-        widths = sum(weight.shape[-1] for weight in linears)
-        return cls(base, sum(weight.numel() for weight in linears), widths, trained)
+        return cls(
+            base_bytes=sum(p.numel() * p.element_size() for p in frozen),
+            weights=sum(d_in * d_out for d_in, d_out, _ in linears),
+            widths=sum(d_in for d_in, _, _ in linears),
+            trained_weights=sum(d_in * d_out for d_in, d_out, trained in linears if trained),
+        )
+
+
+def _linear_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """Return the widths in and out of a linear layer, None for others; a quantised weight's own shape tells neither."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D":  # of transformers: the weight is (d_in, d_out)
+        d_in, d_out = cast(nn.Parameter, module.weight).shape
+        return d_in, d_out
+    return None
 
 
 def adapter_weights(adapter: Adapter, slots: Slots) -> tuple[int, int]:
@@ -118,11 +133,9 @@ def plan_cost(size: NetworkSize, adapter: Adapter, rule: Rule, plan: RoundPlan) 
 
 def count_tokens(batch: object) -> int:
     """Return the tokens of a batch, padding included; its number of examples where it has no ``input_ids``."""
-    tensor = batch
-    if isinstance(batch, dict):
-        tensor = batch.get("input_ids", next(iter(batch.values()), None))
-        if isinstance(tensor, Tensor) and "input_ids" in batch:
-            return tensor.numel()
-    elif isinstance(batch, (list, tuple)) and batch:
-        tensor = batch[0]
-    return int(tensor.shape[0]) if isinstance(tensor, Tensor) and tensor.dim() else 1
+    if isinstance(batch, Mapping):
+        tokens = batch.get("input_ids")
+        return tokens.numel() if isinstance(tokens, Tensor) else count_tokens(next(iter(batch.values()), None))
+    if isinstance(batch, (list, tuple)) and batch:
+        return count_tokens(batch[0])
+    return int(batch.shape[0]) if isinstance(batch, Tensor) and batch.dim() else 1

@@ -1,17 +1,19 @@
 """Checkpoints that are whole or absent: written beside their place, flushed to the disk, then renamed."""
 
+import fcntl
 import os
-import pickle
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from pl_fed.errors import CheckpointError
+
+PARTIAL = ".partial"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,24 +25,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: If the disk is full or cannot be written; the previous file is untouched.
         """
-        if "://" in str(path):  # a remote file system: Lightning's own way
+        if "://" in str(path) or storage_options is not None:  # a remote file system: Lightning's own way
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        work = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        work = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(work, "wb") as file:
+            _remove_leftovers(target.parent)
+            with _open_locked(work) as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(work, target)
+                os.replace(work, target)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            work.unlink(missing_ok=True)
             raise CheckpointError(
                 f"Expected to write the checkpoint '{target}' but could not ({_first_line(error)}): free disk space or "
                 "choose another folder. The previous file is untouched."
             ) from error
+        finally:
+            with suppress(OSError):
+                work.unlink()
 
     def load_checkpoint(
         self,
@@ -54,17 +59,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CheckpointError: If the file is missing, truncated or no checkpoint.
         """
         try:
-            loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+            loaded: Any = super().load_checkpoint(path, map_location, weights_only)
         except FileNotFoundError:
             raise CheckpointError(
                 f"Expected a checkpoint at '{path}' but there is no such file: check the path."
             ) from None
-        except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError, ValueError, KeyError) as error:
+        except Exception as error:  # what unpickling garbage raises has no end: IndexError, AttributeError, ...
             raise CheckpointError(
                 f"Expected a whole checkpoint but '{path}' cannot be read ({_first_line(error)}): it may be truncated "
                 "or of another kind. Resume from another one."
             ) from error
+        if not isinstance(loaded, dict) or "state_dict" not in loaded:
+            raise CheckpointError(
+                f"Expected a checkpoint at '{path}' but it holds something else ({type(loaded).__name__} without a "
+                "`state_dict`): use a file that a Trainer saved."
+            )
         return loaded
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open a new file that `_remove_leftovers` of any process sees to be in use until it is closed."""
+    while True:
+        file = open(path, "wb")
+        with suppress(OSError):  # a file system without locks: then nothing is removed there either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # removed between the two calls
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left in a folder."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        with suppress(OSError), open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+            path.unlink()
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ It is LightningCLI with our defaults (`configs/defaults.yaml`), a run folder and
 
 import logging
 import os
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -139,24 +141,37 @@ class FederatedCLI(LightningCLI):
         found = self._get(self.config_init, "run")
         return found if isinstance(found, RunConfig) else RunConfig(**vars(found))
 
+    def instantiate_classes(self) -> None:
+        """Make the objects; of a refused value only its own sentence is shown, not the parser's search for a type."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            found = re.search(r"Expected [^\n]*`[^\n]* but got [^\n]*", str(error))
+            if isinstance(error, FederatedConfigError) or found is None:
+                raise
+            raise FederatedConfigError(found.group()) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer, with the run's loggers unless others are set."""
+        """Make the Trainer, with the run's loggers unless others are set; what is switched off leaves the defaults."""
         given = self._get(self.config_init, "trainer", default={})
-        if given.get("logger") in (None, True) and self.subcommand != "export":
-            kwargs["logger"] = self._loggers(self.run)
+        unwanted: tuple[type, ...] = ()
+        unwanted += (ProgressBar,) if given.get("enable_progress_bar") is False else ()
+        unwanted += (Checkpoint,) if given.get("enable_checkpointing") is False else ()
+        given["callbacks"] = [c for c in given.get("callbacks") or [] if not isinstance(c, unwanted)]
+        if given.get("logger") in (None, True):
+            kwargs["logger"] = self._loggers(self.run) if self.subcommand != "export" else False
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, run: RunConfig) -> list[Logger]:
         csv = CSVLogger(run.folder, run.name, run.version)
         loggers: list[Logger] = [csv]
         if run.wandb:
-            Path(csv.log_dir).mkdir(parents=True, exist_ok=True)
+            home = Path(run.folder, run.name)  # wandb adds a folder `wandb`, and wants its parent to exist
+            home.mkdir(parents=True, exist_ok=True)
             if "WANDB_API_KEY" not in os.environ:
                 os.environ.setdefault("WANDB_MODE", "offline")  # never waits for an account or a network
             os.environ.setdefault("WANDB_SILENT", "true")
-            loggers.append(
-                WandbLogger(save_dir=csv.log_dir, project=run.project, group=run.group or run.name, name=run.name)
-            )
+            loggers.append(WandbLogger(save_dir=home, project=run.project, group=run.group or run.name, name=run.name))
         return loggers
 
     def after_fit(self) -> None:
@@ -176,6 +191,7 @@ def _quiet() -> None:
         lambda record: "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage()
     )
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", "The dirpath has changed from")  # a resumed run has a folder of its own
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*number of training batches.*is smaller than the logging interval.*")

@@ -1,0 +1,107 @@
+"""The command line, as a user has it: fit, resume, validate, test, predict, export, and errors of one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from pl_fed.assets import resolve_model
+from pl_fed.cli import main
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),  # Lightning's CLI
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),  # a resumed run has a folder of its own
+]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["cli.py"])  # LightningCLI warns of pytest's own arguments
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def command(name: str, folder: Path, *options: str) -> None:
+    main([name, "--config", "configs/smoke.yaml", f"--run.folder={folder}", *options])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of the smoke configuration, two rounds."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr("sys.argv", ["cli.py"])
+        patch.setenv("WANDB_MODE", "offline")
+        command("fit", folder, "--trainer.max_epochs=2", "--run.wandb=true", "--trainer.enable_progress_bar=false")
+    return folder
+
+
+def test_a_run_leaves_everything(runs: Path) -> None:
+    run = runs / "smoke" / "version_0"
+    written = {path.name for path in run.iterdir()}
+    assert written >= {"config.yaml", "metrics.csv", "clients.csv", "summary.json", "partition.png", "partition.csv"}
+    assert written >= {"adapter", "checkpoints", "plots"}
+    assert list((runs / "smoke" / "wandb").glob("offline-run-*"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["rounds"] == 2
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 2 and config["run"]["name"] == "smoke"
+    assert any(c["class_path"].endswith("RankPruning") for c in config["trainer"]["callbacks"]), "`callbacks+` appends"
+    assert any(c["class_path"].endswith("RunSummary") for c in config["trainer"]["callbacks"]), "the defaults stay"
+
+
+def test_the_adapter_loads_in_peft(runs: Path) -> None:
+    """Its logits differ from the base model's, and equal those of the exported checkpoint."""
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny-random-llama"))
+    ids = torch.arange(5, 25)[None]
+    before = base(ids).logits.detach().clone()
+    adapted = PeftModel.from_pretrained(base, str(runs / "smoke" / "version_0" / "adapter")).eval()
+    logits = adapted(ids).logits.detach()
+    assert not torch.allclose(before, logits)
+    checkpoint = runs / "smoke" / "version_0" / "checkpoints" / "last.ckpt"
+    command("export", runs, f"--ckpt_path={checkpoint}", f"--folder={runs / 'exported'}", "--merge=true")
+    exported = AutoModelForCausalLM.from_pretrained(runs / "exported" / "merged").eval()
+    torch.testing.assert_close(exported(ids).logits.detach(), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["validate", "test", "predict"])
+def test_other_commands_take_the_checkpoint(runs: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = runs / "smoke" / "version_0" / "checkpoints" / "last.ckpt"
+    command(name, runs, f"--ckpt_path={checkpoint}", "--trainer.enable_progress_bar=false")
+    if name == "test":
+        assert "test_clients/worst_client_loss" in capsys.readouterr().out
+
+
+def test_resume_goes_on(runs: Path) -> None:
+    checkpoint = runs / "smoke" / "version_0" / "checkpoints" / "last.ckpt"
+    command("fit", runs, f"--ckpt_path={checkpoint}", "--trainer.max_epochs=3", "--run.version=resumed",
+            "--trainer.enable_progress_bar=false")  # fmt: skip
+    assert json.loads((runs / "smoke" / "resumed" / "summary.json").read_text())["rounds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.init_args.model=nobody/no-such-model"], "nobody/no-such-model.*HF_HUB_OFFLINE"),
+        (["--data.init_args.dataset=nobody/no-such-data"], "nobody/no-such-data"),
+        (["--data.init_args.columns.response=anwser"], "anwser"),
+        (["--model.init_args.lora.target_modules=[no_such_layer]"], "no_such_layer"),
+        (["--model.init_args.lora.r=4"], "server's 4 .`lora.r`. but got 8"),
+        (["--trainer.strategy.init_args.cohort.clients=9"], "population's 4 clients but got `cohort.clients`=9"),
+        (["--trainer.strategy.init_args.clients.num_clients=7"], "Expected 7 clients .* partitioned into 4"),
+        (["--trainer.strategy.init_args.clients.uplink_mb=0.00001"], "client 0 to afford at least rank 1"),
+        (["--trainer.accumulate_grad_batches=7"], "`accumulate_grad_batches`=7 divides"),
+        (["--trainer.strategy.init_args.clients.uplink_mb=-1"], "`clients.uplink_mb` above 0 but got -1"),
+        (["--ckpt_path=no/such/file.ckpt"], "no/such/file.ckpt"),
+        (["--data.init_args.splits.public_fraction=0.0"], "public split for PublicRefinement"),
+    ],
+)
+def test_a_users_error_is_one_sentence(options: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"(?s)pl_fed: .*{message}"):
+        command("fit", tmp_path, "--trainer.enable_progress_bar=false", *options)
