@@ -73,8 +73,8 @@ class FederatedData(LightningDataModule, ABC):
         """Return the columns to tokenise, what does it, and the settings that decide its result."""
 
     @abstractmethod
-    def _collate(self, pad_token_id: int, evaluation: bool) -> Collate:
-        """Return what makes a batch of examples."""
+    def _collate(self, pad_token_id: int, evaluation: bool, predicts: bool = False) -> Collate:
+        """Return what makes a batch of examples; `predicts` is set for batches that the model is to continue."""
 
     @property
     def _module(self) -> Any:
@@ -182,7 +182,7 @@ class FederatedData(LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the data's own test split, else all clients' test examples; in order."""
         indices = self._own.get("test") or self._held_out("test", self.partition.test)
-        return self._plain(indices, by_length=False)
+        return self._plain(indices, by_length=False, predicts=True)
 
     def public_dataloader(self, batch_size: int | None = None) -> DataLoader[Any] | None:
         """Return the server's examples, shuffled by a generator of its own, or None if it has none.
@@ -210,19 +210,19 @@ class FederatedData(LightningDataModule, ABC):
             return list(indices)
         return sorted(indices, key=self._examples.tokens.lengths.__getitem__, reverse=True)
 
-    def _plain(self, indices: Sequence[int], by_length: bool = True) -> DataLoader[Any]:
+    def _plain(self, indices: Sequence[int], by_length: bool = True, predicts: bool = False) -> DataLoader[Any]:
         data = Subset(self._examples, self._by_length(indices) if by_length else indices)
-        return DataLoader(data, batch_size=self.loading.eval_batch_size, **self._options(evaluation=True))
+        return DataLoader(data, batch_size=self.loading.eval_batch_size, **self._options(True, predicts))
 
     def _check_model(self) -> None:
         """Check that data and model fit; again for every loader, as the model may come after `setup`."""
         if self._fitted is not None:
             check_vocabulary(self._fitted, self._module)
 
-    def _options(self, evaluation: bool) -> dict[str, Any]:
+    def _options(self, evaluation: bool, predicts: bool = False) -> dict[str, Any]:
         self._check_model()
         return {
-            "collate_fn": self._collate(self._pad, evaluation),
+            "collate_fn": self._collate(self._pad, evaluation, predicts),
             "num_workers": self.loading.num_workers,
             "generator": torch.Generator().manual_seed(
                 derive_seed(self.splits.seed, 0xDA)

@@ -65,7 +65,7 @@ class InstructionData(FederatedData):
         encoder = PromptEncoder(tokenizer, self.columns, self.max_length)
         return self._text_columns(), encoder, [str(self.columns.template), str(self.columns.system)]
 
-    def _collate(self, pad_token_id: int, evaluation: bool) -> Collate:
+    def _collate(self, pad_token_id: int, evaluation: bool, predicts: bool = False) -> Collate:
         return InstructionCollator(
-            pad_token_id, self.loading.pad_to_multiple_of, evaluation and self.loading.generation
+            pad_token_id, self.loading.pad_to_multiple_of, predicts or (evaluation and self.loading.generation)
         )

@@ -75,7 +75,7 @@ class TextClassificationData(FederatedData):
     def _encoder(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], Encode, list[str]]:
         return [self.columns.text], TextEncoder(tokenizer, self.columns.text, self.max_length), []
 
-    def _collate(self, pad_token_id: int, evaluation: bool) -> Collate:
+    def _collate(self, pad_token_id: int, evaluation: bool, predicts: bool = False) -> Collate:
         return TextCollator(pad_token_id, self.loading.pad_to_multiple_of)
 
     def _check_model(self) -> None:
