@@ -1,0 +1,149 @@
+"""What Lightning and the round driver add to a plain loop over the same clients: a ratio, measured in one process.
+
+Both sides train the same adapters on the same batches and end with the same tensors; they take turns, round by round.
+
+    python benchmarks/overhead.py [--clients 20] [--steps 4] [--batch-size 4] [--repeats 9]
+"""
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import time
+import warnings
+from datetime import date
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import Dataset, default_collate
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from pl_fed.clients import ClientsConfig
+from pl_fed.loaders import RoundLoader
+from pl_fed.rounds import CohortConfig, LocalTraining, derive_seed
+from pl_fed.rules import FedIT
+from pl_fed.strategy import FederatedStrategy
+
+LENGTH, VOCAB = 32, 1024
+
+
+class Module(pl.LightningModule):
+    """GPT-2 with four layers of width 128, LoRA of rank 8 on `c_attn`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        config = GPT2Config(
+            n_layer=4, n_head=4, n_embd=128, vocab_size=VOCAB, n_positions=LENGTH, bos_token_id=0, eos_token_id=0
+        )
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
+        self.model = get_peft_model(GPT2LMHeadModel(config), lora).train()
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
+
+
+class Tokens(Dataset[dict[str, torch.Tensor]]):
+    def __init__(self, num_examples: int) -> None:
+        self.ids = torch.randint(0, VOCAB, (num_examples, LENGTH), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index]}
+
+
+class RoundTimes(pl.Callback):
+    """Lets the plain loop run a round whenever Lightning has finished one, and times both (CPU seconds of one thread)."""
+
+    def __init__(self, plain: Any) -> None:
+        self.plain, self.lightning, self.other = plain, [], []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.start = time.process_time()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.lightning.append(time.process_time() - self.start)
+        start = time.process_time()
+        self.plain(trainer.current_epoch)
+        self.other.append(time.process_time() - start)
+
+
+class PlainLoop:
+    """FedAvg of LoRA factors, as one would write it in torch."""
+
+    def __init__(self, loader: RoundLoader, data: Tokens) -> None:
+        self.loader, self.data, self.module = loader, data, Module()
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = self.module.configure_optimizers()
+        self.server = [p.detach().clone() for p in self.parameters]
+
+    def __call__(self, round_idx: int) -> None:
+        work = self.loader.plan.schedule(round_idx).work
+        total = sum(client.num_examples for client in work)
+        updates = {client.client_id: (client.num_examples / total, self.train(client, round_idx)) for client in work}
+        with torch.no_grad():
+            for _, (weight, update) in sorted(updates.items()):
+                torch._foreach_add_(self.server, update, alpha=weight)
+
+    def train(self, client: Any, round_idx: int) -> list[torch.Tensor]:
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.server)
+        self.optimizer.state.clear()
+        torch.manual_seed(derive_seed(0, round_idx, client.client_id, 0x5E))
+        for indices in client.batches:
+            batch = default_collate([self.data[i] for i in indices])
+            self.optimizer.zero_grad()
+            self.module.training_step(batch, 0).backward()
+            self.optimizer.step()
+        return [p.detach() - q for p, q in zip(self.parameters, self.server, strict=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=9, help="counted rounds, after one warm-up")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    per_client = options.steps * options.batch_size
+    shards = [list(range(k * per_client, (k + 1) * per_client)) for k in range(options.clients)]
+    data = Tokens(options.clients * per_client)
+    loader = RoundLoader(data, shards, batch_size=options.batch_size)
+    times = RoundTimes(PlainLoop(loader, data))
+    strategy = FederatedStrategy(FedIT(), CohortConfig(), LocalTraining(), ClientsConfig(), seed=0)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    module = Module()
+    pl.Trainer(
+        strategy=strategy, accelerator="cpu", max_epochs=options.repeats + 1, callbacks=[times], **quiet
+    ).fit(module, loader)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    largest = max(float((p - q).abs().max()) for p, q in zip(trained, times.plain.server, strict=True))
+    ratios = [a / b for a, b in zip(times.lightning[1:], times.other[1:], strict=True)]
+    result = {
+        "ratio_median": round(statistics.median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+        "cpu_seconds_per_round_lightning": round(statistics.median(times.lightning[1:]), 4),
+        "cpu_seconds_per_round_plain": round(statistics.median(times.other[1:]), 4),
+        "largest_difference_of_the_adapters": largest,
+        "settings": vars(options),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "date": date.today().isoformat(),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
