@@ -61,7 +61,7 @@ class Tokens(Dataset[dict[str, torch.Tensor]]):
 
 
 class RoundTimes(pl.Callback):
-    """Lets the plain loop run a round whenever Lightning has finished one, and times both (CPU seconds of one thread)."""
+    """Lets the plain loop run a round whenever Lightning has finished one; CPU seconds of one thread."""
 
     def __init__(self, plain: Any) -> None:
         self.plain, self.lightning, self.other = plain, [], []
@@ -122,11 +122,11 @@ def main() -> None:
     loader = RoundLoader(data, shards, batch_size=options.batch_size)
     times = RoundTimes(PlainLoop(loader, data))
     strategy = FederatedStrategy(FedIT(), CohortConfig(), LocalTraining(), ClientsConfig(), seed=0)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     module = Module()
-    pl.Trainer(
-        strategy=strategy, accelerator="cpu", max_epochs=options.repeats + 1, callbacks=[times], **quiet
-    ).fit(module, loader)
+    pl.Trainer(strategy=strategy, accelerator="cpu", max_epochs=options.repeats + 1, callbacks=[times], **quiet).fit(
+        module, loader
+    )
     trained = [p for p in module.parameters() if p.requires_grad]
     largest = max(float((p - q).abs().max()) for p, q in zip(trained, times.plain.server, strict=True))
     ratios = [a / b for a, b in zip(times.lightning[1:], times.other[1:], strict=True)]

@@ -1,6 +1,6 @@
 """Start-up and round time against the size of the population, with lazy shards: neither may grow with it.
 
-    python benchmarks/population.py [--sizes 1000 100000 1000000] [--clients 10] [--rounds 5]
+python benchmarks/population.py [--sizes 1000 100000 1000000] [--clients 10] [--rounds 5]
 """
 
 import argparse
@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from datetime import date
+from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -57,7 +58,7 @@ def measure(size: int, clients: int, rounds: int) -> dict[str, float]:
     strategy = FederatedStrategy(
         AFLoRA(), CohortConfig(clients=clients), LocalTraining(steps=2), ClientsConfig(ranks=[8, 4, 2, 1]), seed=0
     )
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(strategy=strategy, accelerator="cpu", max_epochs=rounds, callbacks=[clock], **quiet)
     start = time.process_time()
     trainer.fit(module, RoundLoader(Tokens(EXAMPLES), LazyShards(size), batch_size=4))
@@ -65,7 +66,7 @@ def measure(size: int, clients: int, rounds: int) -> dict[str, float]:
     return {
         "population": size,
         "start_cpu_seconds": round(clock.started - start, 3),
-        "round_cpu_seconds": round(statistics.median(b - a for a, b in zip(ends[1:], ends[2:], strict=False)), 3),
+        "round_cpu_seconds": round(statistics.median(b - a for a, b in pairwise(ends[1:])), 3),
     }
 
 
