@@ -4,5 +4,6 @@ from pl_fed.rules.aflora import AFLoRA
 from pl_fed.rules.base import Rule
 from pl_fed.rules.fedit import FedIT
 from pl_fed.rules.ffa_lora import FFALoRA
+from pl_fed.rules.head_only import HeadOnly
 
-__all__ = ["AFLoRA", "FFALoRA", "FedIT", "Rule"]
+__all__ = ["AFLoRA", "FFALoRA", "FedIT", "HeadOnly", "Rule"]
