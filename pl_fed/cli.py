@@ -168,10 +168,17 @@ class FederatedCLI(LightningCLI):
         if run.wandb:
             home = Path(run.folder, run.name)  # wandb adds a folder `wandb`, and wants its parent to exist
             home.mkdir(parents=True, exist_ok=True)
-            if "WANDB_API_KEY" not in os.environ:
-                os.environ.setdefault("WANDB_MODE", "offline")  # never waits for an account or a network
+            # never waits for an account or a network
+            mode = os.environ.get("WANDB_MODE") or ("online" if "WANDB_API_KEY" in os.environ else "offline")
             os.environ.setdefault("WANDB_SILENT", "true")
-            loggers.append(WandbLogger(save_dir=home, project=run.project, group=run.group or run.name, name=run.name))
+            logger = WandbLogger(
+                save_dir=home,
+                project=run.project,
+                group=run.group or run.name,
+                name=run.name,
+                offline=mode == "offline",
+            )
+            loggers.append(logger)
         return loggers
 
     def after_fit(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -34,6 +35,7 @@ def command(name: str, folder: Path, *options: str) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run of the smoke configuration, two rounds."""
     folder = tmp_path_factory.mktemp("runs")
+    wandb.teardown()  # type: ignore[no-untyped-call]  # forget the settings and runs of other tests
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr("sys.argv", ["cli.py"])
