@@ -5,6 +5,7 @@ clients'; so every comparison wants three controls: the rule without this callba
 what is trained), and the server alone on the public data (`server_only`).
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -32,8 +33,8 @@ class PublicRefinement(Callback):
         weight_decay: AdamW's weight decay.
         sides: What is trained: any of ``a``, ``b``, ``dense``.
         every_n_rounds: Refine in every n-th round only.
-        server_only: Control: forget the clients' updates, so that the server learns from the public data alone. Use it
-            with ``sides: [a, b, dense]``.
+        server_only: Control: forget the clients' updates, so that the server learns from the public data alone. Needs
+            ``sides: [a, b, dense]``, or at least one of the last two: A alone has no gradient while B is zero.
     """
 
     def __init__(
@@ -50,9 +51,15 @@ class PublicRefinement(Callback):
             raise FederatedConfigError(
                 f"Expected `steps` and `every_n_rounds` of 1 or more but got {steps} and {every_n_rounds}."
             )
+        if lr_scale <= 0 or (lr is not None and lr <= 0):
+            raise FederatedConfigError(f"Expected `lr` and `lr_scale` above 0 but got {lr} and {lr_scale}.")
         unknown = sorted(set(sides) - {"a", "b", "dense"})
         if unknown or not sides:
             raise FederatedConfigError(f"Expected `sides` out of a, b and dense but got {unknown or 'none'}.")
+        if server_only and set(sides) == {"a"}:
+            raise FederatedConfigError(
+                "Expected b or dense in `sides` with `server_only` but got a alone: it has no gradient while B is zero."
+            )
         self.steps, self.lr, self.lr_scale, self.weight_decay = steps, lr, lr_scale, weight_decay
         self.sides, self.every_n_rounds, self.server_only = tuple(sides), every_n_rounds, server_only
 
@@ -63,7 +70,7 @@ class PublicRefinement(Callback):
             adapter.write(context.previous)
         if context.round_idx % self.every_n_rounds:
             return
-        if self.sides == ("a",) and not any(bool(layer.b.any()) for layer in adapter.layers.values()):
+        if set(self.sides) == {"a"} and not any(bool(layer.b.any()) for layer in adapter.layers.values()):
             return
         loader = self._loader(trainer, pl_module)
         seed = derive_seed(context.seed, context.round_idx, 0xAB)
@@ -86,7 +93,10 @@ class PublicRefinement(Callback):
     def _trained(self, adapter: Adapter) -> list[nn.Parameter]:
         trained = [layer.a for layer in adapter.layers.values()] if "a" in self.sides else []
         trained += [layer.b for layer in adapter.layers.values()] if "b" in self.sides else []
-        return trained + (list(adapter.dense.values()) if "dense" in self.sides else [])
+        trained += list(adapter.dense.values()) if "dense" in self.sides else []
+        if not trained:
+            raise FederatedConfigError(f"Expected tensors to train but the module has none of `sides`={self.sides}.")
+        return trained
 
     def _train(
         self, trainer: Trainer, pl_module: LightningModule, loader: Any, parameters: list[nn.Parameter], seed: int
@@ -104,32 +114,33 @@ class PublicRefinement(Callback):
                 loss.backward()
                 optimizer.step()
                 total += float(loss.detach())
-        optimizer.zero_grad()
         return total / self.steps
 
 
 def _cycle(loader: Any, seed: int) -> Iterator[Any]:
     """Yield batches for ever; the order is a function of the seed, so that a resumed run sees the same."""
-    epoch = 0
-    while True:
+    for epoch in itertools.count():
         if getattr(loader, "generator", None) is not None:
             loader.generator.manual_seed(derive_seed(seed, epoch))
-        yield from loader
-        epoch += 1
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise FederatedConfigError("Expected public examples for PublicRefinement but its loader has no batch.")
 
 
 @contextmanager
 def _only_trainable(module: nn.Module, parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Let gradients flow to these parameters only."""
-    flags = [(p, p.requires_grad) for p in module.parameters()]
+    """Let gradients flow to these parameters only, and put the clients' flags and gradients back."""
+    before = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     chosen = {id(p) for p in parameters}
     try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(id(parameter) in chosen)
+        for parameter, _, _ in before:
+            parameter.requires_grad_(id(parameter) in chosen).grad = None
         yield parameters
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for parameter, flag, gradient in before:
+            parameter.requires_grad_(flag).grad = gradient
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 The importance of slot i is by default the energy of its rank-1 term, ``|lam_i| * ||b_i|| * ||a_i||``: |lam_i| alone is
 not identifiable, since ``(b_i, lam_i) -> (c b_i, lam_i / c)`` leaves the model as it is. The energy rule is derived;
 ``sensitivity`` and the cubic schedule are those of Qingru Zhang et al., "AdaLoRA", ICLR 2023, arXiv 2303.10512,
-eqs. 8-12.
+eqs. 8-12, here with a budget for each layer and client instead of one for the network.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from pl_fed.errors import FederatedConfigError
 from pl_fed.updates import AdapterState, Slots
 
 Importance = Literal["energy", "lambda", "sensitivity"]
+Schedule = Literal["energy", "cubic"]
 
 
 def slot_energy(
@@ -60,13 +61,20 @@ def slots_to_keep(
     else:
         share = torch.cumsum(squares, 0) / squares.sum()
         wanted = int((share < eta - 1e-12).sum()) + 1
-    least = max(min_rank, active - math.floor(max_share * active))
+    least = max(min_rank, active - math.floor(max_share * active + 1e-9))
     return torch.sort(order[: min(active, max(wanted, least))]).values
 
 
 def cubic_budget(start: int, target: int, progress: float) -> int:
     """Return AdaLoRA's budget between `start` and `target` slots at `progress` in [0, 1]."""
     return math.ceil(target + (start - target) * (1 - min(1.0, max(0.0, progress))) ** 3)
+
+
+def smooth(state: tuple[Tensor, Tensor] | None, score: Tensor, beta: float = 0.85) -> tuple[Tensor, Tensor]:
+    """Return the running mean and uncertainty of every entry's ``|p * grad|`` (AdaLoRA, eqs. 9 and 10)."""
+    mean, uncertainty = state or (torch.zeros_like(score), torch.zeros_like(score))
+    mean = beta * mean + (1 - beta) * score
+    return mean, beta * uncertainty + (1 - beta) * (score - mean).abs()
 
 
 class RankPruning(Callback):
@@ -92,7 +100,7 @@ class RankPruning(Callback):
         warmup_rounds: int = 2,
         final_share: float = 0.1,
         importance: Importance = "energy",
-        schedule: Literal["energy", "cubic"] = "energy",
+        schedule: Schedule = "energy",
         regrow: bool = False,
     ) -> None:
         for name, value in (("eta", eta), ("max_share", max_share), ("final_share", final_share)):
@@ -102,25 +110,39 @@ class RankPruning(Callback):
             raise FederatedConfigError(
                 f"Expected `min_rank` >= 1 and `warmup_rounds` >= 0 but got {min_rank} and {warmup_rounds}."
             )
+        for name, choice, choices in (("importance", importance, Importance), ("schedule", schedule, Schedule)):
+            if choice not in get_args(choices):
+                raise FederatedConfigError(f"Expected `{name}` out of {get_args(choices)} but got `{choice}`.")
         self.eta, self.min_rank, self.max_share = eta, min_rank, max_share
         self.warmup_rounds, self.final_share = warmup_rounds, final_share
         self.importance, self.schedule, self.regrow = importance, schedule, regrow
+        self._reset()
+
+    def _reset(self) -> None:
         self._federated = False
         self._layers: dict[str, AdapterLayer] = {}
-        self._smoothed: dict[str, tuple[Tensor, Tensor]] = {}  # sensitivity: mean and uncertainty, by layer
-        self._plain_slots: Slots = {}
+        self._smoothed: dict[str, tuple[Tensor, Tensor]] = {}  # of every entry, by layer and side
+        self._plain_slots: Slots = {}  # without federation: what the module still has
 
-    # ------------------------------------------------------------------ federated hooks
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget another run."""
+        if stage == "fit":
+            self._reset()
 
-    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
-        """Note that rounds are run."""
-        self._federated = True
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the layers; what is zero in the module was pruned before."""
+        if self.schedule == "cubic" and self._last(trainer.max_epochs) == math.inf:
+            raise FederatedConfigError(
+                "Expected a last round for `schedule: cubic` of RankPruning but the run has none: set `max_epochs`."
+            )
         self._layers = Adapter(pl_module).layers
+        found = {name: layer.a.any(1) | layer.b.any(0) for name, layer in self._layers.items()}
+        self._plain_slots = {name: active.nonzero().flatten() for name, active in found.items()}
 
     def on_client_start(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Forget the last client's sensitivity; regrow if asked to."""
         assert context.client is not None
-        self._smoothed = {}
+        self._federated, self._smoothed = True, {}
         if self.regrow and self._prunes(context.round_idx, context.num_rounds):
             self._regrow(context.client, context.server)
 
@@ -128,6 +150,7 @@ class RankPruning(Callback):
         """Drop slots from what the client uploads and holds from now on."""
         client = context.client
         assert client is not None and client.after is not None
+        self._federated = True  # also in a round that was resumed in the middle
         if not self._prunes(context.round_idx, context.num_rounds):
             return
         pruned = dict(client.slots)
@@ -137,15 +160,19 @@ class RankPruning(Callback):
             pruned[name] = ids[self._keep(scores, client.rank_cap, context.round_idx, context.num_rounds)]
         client.slots = pruned
 
+    def _last(self, num_rounds: int | None) -> float:
+        """Return the first round of the final share; Lightning says -1 where epochs have no limit."""
+        rounds = -1 if num_rounds is None else num_rounds
+        return math.inf if rounds < 0 else rounds - math.ceil(self.final_share * rounds - 1e-9)
+
     def _prunes(self, round_idx: int, num_rounds: int | None) -> bool:
-        last = math.inf if num_rounds is None else num_rounds - math.ceil(self.final_share * num_rounds)
-        return self.warmup_rounds <= round_idx < last
+        return self.warmup_rounds <= round_idx < self._last(num_rounds)
 
     def _keep(self, scores: Tensor, cap: int, round_idx: int, num_rounds: int | None) -> Tensor:
         budget = None
         if self.schedule == "cubic":
-            span = (num_rounds or round_idx + 2) * (1 - self.final_share) - self.warmup_rounds
-            budget = cubic_budget(cap, self.min_rank, (round_idx + 1 - self.warmup_rounds) / max(1.0, span))
+            progress = (round_idx + 1 - self.warmup_rounds) / (self._last(num_rounds) - self.warmup_rounds)
+            budget = cubic_budget(cap, self.min_rank, progress)
         return slots_to_keep(scores, self.eta, self.min_rank, self.max_share, budget)
 
     def _scores(self, name: str, a: Tensor, b: Tensor, diagonal: Tensor | None) -> Tensor:
@@ -158,77 +185,65 @@ class RankPruning(Callback):
                     "`energy`, or AFLoRA with `train_diagonal: true`."
                 )
             return diagonal.abs()
-        mean, uncertainty = self._smoothed.get(name, (torch.zeros_like(b[0]), torch.zeros_like(b[0])))
-        return mean * uncertainty
+        total = torch.zeros_like(b[0], dtype=torch.float32)
+        for side in ("a", "b", "diagonal"):
+            if f"{name}/{side}" in self._smoothed:
+                mean, uncertainty = self._smoothed[f"{name}/{side}"]
+                entries = mean * uncertainty
+                total = total + (entries if entries.dim() == 1 else entries.mean(1 if side == "a" else 0))
+        return total
 
     def _regrow(self, client: ClientContext, server: AdapterState) -> None:
         for name, ids in client.slots.items():
-            room = min(client.rank_cap - len(ids), max(1, math.floor(self.max_share * client.rank_cap)))
-            if room <= 0:
-                continue
+            most = min(client.rank_cap, server.layers[name].a.shape[0])
+            room = min(most - len(ids), max(1, math.floor(self.max_share * client.rank_cap)))
             energy = slot_energy(server.layers[name].a, server.layers[name].b)
             energy[ids] = -1.0
-            new = torch.argsort(energy, descending=True, stable=True)[:room]
+            new = torch.argsort(energy, descending=True, stable=True)[: max(0, room)]
             client.slots[name] = torch.sort(torch.cat([ids, new])).values
 
-    # ------------------------------------------------------------------ sensitivity
-
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Smooth ``|p * grad|`` of every slot (AdaLoRA, eqs. 8-11, with its 0.85 for both averages)."""
+        """Smooth ``|p * grad|`` of every entry (AdaLoRA, eq. 8, with its 0.85 for both averages)."""
         if self.importance != "sensitivity":
             return
-        self._layers = self._layers or Adapter(pl_module).layers
         for name, layer in self._layers.items():
-            score = _sensitivity(layer)
-            mean, uncertainty = self._smoothed.get(name, (torch.zeros_like(score), torch.zeros_like(score)))
-            mean = 0.85 * mean + 0.15 * score
-            self._smoothed[name] = (mean, 0.85 * uncertainty + 0.15 * (score - mean).abs())
-
-    # ------------------------------------------------------------------ without federation
+            for side, p in (("a", layer.a), ("b", layer.b), ("diagonal", layer.diagonal)):
+                if p is not None and p.grad is not None:
+                    score = (p.detach() * p.grad).abs().float()
+                    self._smoothed[f"{name}/{side}"] = smooth(self._smoothed.get(f"{name}/{side}"), score)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Under a plain Trainer, zero the weak slots of the module itself; they stay zero."""
-        if self._federated or not self._prunes(trainer.current_epoch, _max_epochs(trainer)):
+        if self._federated or not self._prunes(trainer.current_epoch, trainer.max_epochs):
             return
-        for name, layer in Adapter(pl_module).layers.items():
-            ids = self._plain_slots.get(name, torch.arange(layer.a.shape[0], device=layer.a.device))
-            diagonal = None if layer.diagonal is None else layer.diagonal.detach()
-            scores = self._scores(name, layer.a.detach(), layer.b.detach(), diagonal)[ids]
-            kept = ids[self._keep(scores, layer.a.shape[0], trainer.current_epoch, _max_epochs(trainer))]
+        for name, layer in self._layers.items():
+            ids = self._plain_slots[name]
+            scores = self._scores(name, layer.a, layer.b, layer.diagonal).detach()[ids]
+            kept = ids[self._keep(scores, layer.a.shape[0], trainer.current_epoch, trainer.max_epochs)]
             _zero_others(layer, kept)
             self._plain_slots[name] = kept
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Undo what the optimizer's momentum did to pruned slots."""
+        if not self._federated:
+            for name, kept in self._plain_slots.items():
+                if len(kept) < self._layers[name].a.shape[0]:
+                    _zero_others(self._layers[name], kept)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the running sensitivity, whether rounds are run and, where they are not, the active slots."""
-        smoothed = {name: list(pair) for name, pair in self._smoothed.items()}
-        return {"smoothed": smoothed, "slots": dict(self._plain_slots), "federated": self._federated}
+        """Return the running sensitivity and whether rounds are run."""
+        return {"smoothed": {key: list(pair) for key, pair in self._smoothed.items()}, "federated": self._federated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict`."""
-        self._smoothed = {name: (pair[0], pair[1]) for name, pair in state_dict["smoothed"].items()}
-        self._plain_slots, self._federated = dict(state_dict["slots"]), state_dict["federated"]
-
-
-def _sensitivity(layer: AdapterLayer) -> Tensor:
-    """Return |lam grad| + mean_j |b_j grad| (+ mean_j |a_j grad|) of each slot; (rank,)."""
-    score = torch.zeros_like(layer.b[0], dtype=torch.float32)
-    if layer.diagonal is not None and layer.diagonal.grad is not None:
-        score = score + (layer.diagonal * layer.diagonal.grad).abs().float()
-    for side, dim in ((layer.b, 0), (layer.a, 1)):
-        if side.grad is not None:
-            score = score + (side * side.grad).abs().float().mean(dim)
-    return score.detach()
+        self._smoothed = {key: (pair[0], pair[1]) for key, pair in state_dict["smoothed"].items()}
+        self._federated = state_dict["federated"]
 
 
 @torch.no_grad()
 def _zero_others(layer: AdapterLayer, kept: Tensor) -> None:
-    mask = torch.zeros(layer.a.shape[0], dtype=torch.bool, device=layer.a.device)
-    mask[kept] = True
-    layer.a[~mask] = 0.0
-    layer.b[:, ~mask] = 0.0
+    others = torch.ones_like(layer.b[0], dtype=torch.bool).index_fill_(0, kept, False)
+    layer.a[others] = 0.0
+    layer.b[:, others] = 0.0
     if layer.diagonal is not None:
-        layer.diagonal[~mask] = 0.0
-
-
-def _max_epochs(trainer: Trainer) -> int | None:
-    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        layer.diagonal[others] = 0.0

@@ -71,6 +71,9 @@ class Adapter:
     Args:
         network: Any module. With PEFT LoRA layers, their factors and every other trainable parameter are federated;
             without, all trainable parameters are (plain federated averaging).
+
+    Raises:
+        FederatedConfigError: If a LoRA layer is no linear one (a convolution).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -79,6 +82,11 @@ class Adapter:
         for name, module in network.named_modules():
             if isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A:
                 self.layers[name] = AdapterLayer(name, module)
+                if self.layers[name].a.dim() != 2:
+                    raise FederatedConfigError(
+                        f"Expected LoRA on linear layers but `{name}` has a factor of shape "
+                        f"{tuple(self.layers[name].a.shape)}: take it out of `lora.target_modules`."
+                    )
                 self._names[f"{name}.lora_A.{ADAPTER_NAME}.weight"] = f"{name}/a"
                 self._names[f"{name}.lora_B.{ADAPTER_NAME}.weight"] = f"{name}/b"
         parameters = dict(network.named_parameters())

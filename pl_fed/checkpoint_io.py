@@ -80,10 +80,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def _open_locked(path: Path) -> IO[bytes]:
     """Open a new file that `_remove_leftovers` of any process sees to be in use until it is closed."""
     while True:
-        file = open(path, "wb")
+        file = open(path, "wb")  # noqa: SIM115  # the caller closes it
         with suppress(OSError):  # a file system without locks: then nothing is removed there either
             fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
+        if path.exists():
             return file
         file.close()  # removed between the two calls
 

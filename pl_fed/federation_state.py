@@ -9,6 +9,7 @@ from pl_fed.context import ClientContext, RoundContext
 from pl_fed.errors import CheckpointMismatchError
 from pl_fed.federation import Federation
 from pl_fed.rounds import RoundSchedule
+from pl_fed.rules.base import Rule
 from pl_fed.updates import AdapterState, Update
 
 
@@ -45,18 +46,21 @@ def _save_round(federation: Federation, context: RoundContext) -> dict[str, Any]
     }
 
 
-def load_federation(federation: Federation, state: dict[str, Any], device: torch.device) -> None:
-    """Restore what is kept between rounds.
+def check_rule(rule: Rule, state: dict[str, Any]) -> None:
+    """Compare a rule with that of a checkpoint, before its optimizer state is found not to fit.
 
     Raises:
         CheckpointMismatchError: If the checkpoint was written with another rule.
     """
-    settings = federation.config.rule.settings()
-    if state["settings"] != settings:
+    if state and state["settings"] != rule.settings():
         raise CheckpointMismatchError(
-            f"Expected a checkpoint of the rule {settings} but got one of {state['settings']}: resume with the same "
-            "rule and arguments, or start anew from the exported adapter."
+            f"Expected a checkpoint of the rule {rule.settings()} but got one of {state['settings']}: resume with the "
+            "same rule and arguments, or start anew from the exported adapter."
         )
+
+
+def load_federation(federation: Federation, state: dict[str, Any], device: torch.device) -> None:
+    """Restore what is kept between rounds."""
     federation.a_version, federation.population = state["a_version"], state["population"]
     federation.states = {k: ClientState.from_state_dict(v, device) for k, v in state["clients"].items()}
     federation.config.server_optimizer.load_state_dict(state["server_optimizer"], device)

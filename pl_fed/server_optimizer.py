@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
 from pl_fed.updates import AdapterState
 
 
@@ -88,9 +88,18 @@ class ServerOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the moments."""
-        return {"first": dict(self._first), "second": dict(self._second)}
+        return {"name": self.name, "first": dict(self._first), "second": dict(self._second)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore the moments on `device`."""
+        """Restore the moments on `device`.
+
+        Raises:
+            CheckpointMismatchError: If they are those of another optimizer.
+        """
+        if state["first"] and state["name"] != self.name:
+            raise CheckpointMismatchError(
+                f"Expected a checkpoint with the server optimizer `{self.name}` but got one with `{state['name']}`: "
+                "resume with the same, or start anew from the exported adapter."
+            )
         self._first = {name: value.to(device) for name, value in state["first"].items()}
         self._second = {name: value.to(device) for name, value in state["second"].items()}

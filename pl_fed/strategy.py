@@ -17,6 +17,7 @@ from pl_fed.engines import SequentialEngine
 from pl_fed.errors import FederatedConfigError
 from pl_fed.federation import Federation
 from pl_fed.federation_config import FederationConfig
+from pl_fed.federation_state import check_rule
 from pl_fed.loaders import RoundLoader
 from pl_fed.loop import FederatedLoop
 from pl_fed.personalised import PersonalisedEvaluation
@@ -175,8 +176,11 @@ class FederatedStrategy(SingleDeviceStrategy):
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Load the module; clients' own adapters are kept for personalised evaluation."""
+        state = checkpoint.get("callbacks", {}).get(self.loop.state_key, {})
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_rule(self.config.rule, state)
         super().load_model_state_dict(checkpoint, strict=strict)
-        clients = checkpoint.get("callbacks", {}).get(self.loop.state_key, {}).get("clients", {})
+        clients = state.get("clients", {})
         self.personal.loaded = {k: c["adapter"] for k, c in clients.items() if c["adapter"]}
 
     @classmethod

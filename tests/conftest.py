@@ -52,6 +52,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_wandb() -> None:
+    """End wandb's session: it reads WANDB_MODE once a process, and files of tests set different ones."""
+    if wandb := sys.modules.get("wandb"):
+        wandb.teardown()
+
+
 @pytest.fixture(autouse=True)
 def seeds() -> None:
     """Make every test draw the same numbers, alone or in any order."""

@@ -6,13 +6,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from tests.helpers.tiny import TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
 
 from pl_fed.clients import ClientsConfig, DeviceProfile
 from pl_fed.context import RoundContext
 from pl_fed.errors import ClientFailureError, TooFewClientsError
 from pl_fed.rounds import CohortConfig, drops_out
 from pl_fed.updates import LayerSlots
+from tests.helpers.tiny import TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
 
 EVERYBODY = CohortConfig()
 
@@ -72,7 +72,10 @@ def test_dropouts_are_a_function_of_seed_and_round() -> None:
 
 def test_slow_clients_are_left_out() -> None:
     """Odd clients have a device that needs far more than the budget's seconds."""
-    devices = [DeviceProfile("fast", gflops=1e6, uplink_mbps=1e4, downlink_mbps=1e4), DeviceProfile("slow", gflops=1e-4)]
+    devices = [
+        DeviceProfile("fast", gflops=1e6, uplink_mbps=1e4, downlink_mbps=1e4),
+        DeviceProfile("slow", gflops=1e-4),
+    ]
     clients = ClientsConfig(ranks=[4], devices=devices, round_seconds=1.0)
     watch = Break(-1, "nan")
     fit(make_strategy(clients=clients, cohort=EVERYBODY), [watch])
@@ -85,7 +88,9 @@ def test_too_few_survivors_stop_with_a_checkpoint(tmp_path: Path) -> None:
     cohort = CohortConfig(min_survivors=4)
     module, start = TinyLM(), adapter_tensors(TinyLM())
     trainer = make_trainer(make_strategy(cohort=cohort), callbacks=[Break(1, "nan")], default_root_dir=tmp_path)
-    with pytest.raises(TooFewClientsError, match=r"at least 4 usable clients .* round 0 but got 3 .client 1: not_finite"):
+    with pytest.raises(
+        TooFewClientsError, match=r"at least 4 usable clients .* round 0 but got 3 .client 1: not_finite"
+    ):
         trainer.fit(module, round_loader(), eval_loader())
     assert all(torch.equal(value, start[name]) for name, value in adapter_tensors(module).items())
     saved = tmp_path / "too-few-clients-round-0.ckpt"

@@ -1,7 +1,7 @@
 """A control: the adapter stays as it was made (zero), and only what is trained beside it, a head, is averaged.
 
 It tells what the frozen base model gives by itself under the same federation: FedAvg (Brendan McMahan et al.,
-"Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, arXiv 1602.05629) of the head.
+"Communication-efficient Learning of Deep Networks", AISTATS 2017, arXiv 1602.05629) of the head.
 """
 
 from pl_fed.rules.base import Rule
