@@ -46,13 +46,13 @@ class PromptEncoder:
         names = self.columns
         inputs = batch[names.input] if names.input else [None] * len(batch[names.instruction])
         texts = [
-            self.render(f"{instruction or ''}\n\n{more}" if more else str(instruction or ""), str(response or ""))
+            self.render(f"{_text(instruction)}\n\n{more}" if _text(more) else _text(instruction), _text(response))
             for instruction, more, response in zip(batch[names.instruction], inputs, batch[names.response], strict=True)
         ]
         prompts = self._ids([prompt for prompt, _ in texts])
         responses = self._ids([response for _, response in texts])
         rows = [
-            self._row(self.begin + prompt, response if raw else [])
+            self._row(self.begin + prompt, response if _text(raw) else [])
             for prompt, response, raw in zip(prompts, responses, batch[names.response], strict=True)
         ]
         return {name: [row[name] for row in rows] for name in ("input_ids", "prompt_length", "is_cut")}
@@ -95,3 +95,8 @@ class PromptEncoder:
         if not response or len(prompt) >= self.max_length:
             return {"input_ids": [], "prompt_length": 0, "is_cut": len(ids) > self.max_length}
         return {"input_ids": ids[: self.max_length], "prompt_length": len(prompt), "is_cut": len(ids) > self.max_length}
+
+
+def _text(value: Any) -> str:
+    """Return a cell as text; an empty one is missing, a 0 is not."""
+    return "" if value is None else str(value)

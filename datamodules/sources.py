@@ -99,6 +99,8 @@ def _load_file(path: Path, cache_dir: Path | None) -> datasets.Dataset:
         return datasets.load_dataset(
             BUILDERS[path.suffix], data_files=str(path), split="train", cache_dir=cache, **options
         )
+    except StopIteration:
+        raise FederatedConfigError(f"Expected rows in {path.name!r} but the file is empty.") from None
     except datasets.exceptions.DatasetGenerationError as error:
         raise FederatedConfigError(
             f"Expected {path.name!r} to be a table with the same columns in every row but got: "

@@ -104,7 +104,7 @@ class TextEncoder:
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Encode a batch of columns."""
-        texts = [str(text or "") for text in batch[self.column]]
+        texts = ["" if text is None else str(text) for text in batch[self.column]]
         encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
         ids = encoded["input_ids"]
         if encoded.encodings is None:  # a tokenizer in Python does not say what it cut

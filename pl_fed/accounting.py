@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from pl_fed.adapters import Adapter
 from pl_fed.clients import ClientCost
+from pl_fed.codecs import CodecName
 from pl_fed.loaders import RoundPlan
 from pl_fed.rules.base import Rule
 from pl_fed.updates import Slots
+from pl_fed.wire import SLOT_ID_BYTES
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,17 @@ def trained_parameters(adapter: Adapter, slots: Slots, sides: frozenset[str]) ->
 
 
 def client_cost(
-    size: NetworkSize, adapter: Adapter, rule: Rule, tokens_per_batch: float, tokens_per_round: float
+    size: NetworkSize,
+    adapter: Adapter,
+    rule: Rule,
+    tokens_per_batch: float,
+    tokens_per_round: float,
+    upload: CodecName = "float32",
 ) -> ClientCost:
-    """Return the cost of a round as a function of the rank, for rank caps."""
+    """Return the cost of a round as a function of the rank, for rank caps; `upload` is the format of updates."""
+    value = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}[upload]
+    sent = [s for s in "ab" if s in rule.optimizer_sides()]
+    overhead = (SLOT_ID_BYTES if rule.sends_slots else 0) + (4 * len(sent) if upload == "int8" else 0)  # ids, scales
     one_slot = {name: layer.a.new_zeros(1).long() for name, layer in adapter.layers.items()}
     sides = rule.optimizer_sides()
     none = {name: ids[:0] for name, ids in one_slot.items()}
@@ -109,11 +119,14 @@ def client_cost(
         flops=base_flops * tokens_per_round,
         flops_per_rank=(training_flops(size, adapter, one_slot, sides, 1) - base_flops) * tokens_per_round,
         download_bytes_per_rank=4 * (a + b),
-        upload_bytes_per_rank=4 * (a * ("a" in sides) + b * ("b" in sides)),
+        upload_bytes_per_rank=value * (a * ("a" in sides) + b * ("b" in sides)) + overhead * len(one_slot),
+        upload_bytes_per_value=value,
     )
 
 
-def plan_cost(size: NetworkSize, adapter: Adapter, rule: Rule, plan: RoundPlan) -> ClientCost:
+def plan_cost(
+    size: NetworkSize, adapter: Adapter, rule: Rule, plan: RoundPlan, upload: CodecName = "float32"
+) -> ClientCost:
     """Return what a round costs a client of a population: its first round's largest client stands for all.
 
     Args:
@@ -121,6 +134,7 @@ def plan_cost(size: NetworkSize, adapter: Adapter, rule: Rule, plan: RoundPlan) 
         adapter: Its adapter.
         rule: What clients train.
         plan: A bound plan; without lengths an example counts as one token.
+        upload: The format of updates.
     """
     mean_length = 1.0
     if plan.lengths is not None and len(plan.lengths):
@@ -128,7 +142,7 @@ def plan_cost(size: NetworkSize, adapter: Adapter, rule: Rule, plan: RoundPlan) 
         mean_length = sum(sample) / len(sample)
     num_batches = max((len(work.batches) for work in plan.schedule(0).work), default=0)
     tokens = mean_length * plan.batch_size
-    return client_cost(size, adapter, rule, tokens, tokens * num_batches)
+    return client_cost(size, adapter, rule, tokens, tokens * num_batches, upload)
 
 
 def count_tokens(batch: object) -> int:

@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from pl_fed.errors import CheckpointError
+from pl_fed.errors import CheckpointError, CheckpointNotFoundError
 
 PARTIAL = ".partial"
 
@@ -61,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             loaded: Any = super().load_checkpoint(path, map_location, weights_only)
         except FileNotFoundError:
-            raise CheckpointError(
+            raise CheckpointNotFoundError(
                 f"Expected a checkpoint at '{path}' but there is no such file: check the path."
             ) from None
         except Exception as error:  # what unpickling garbage raises has no end: IndexError, AttributeError, ...

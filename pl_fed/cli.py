@@ -4,6 +4,7 @@ It is LightningCLI with our defaults (`configs/defaults.yaml`), a run folder and
 `export` command. A user's error ends in one sentence; ``PL_FED_TRACEBACK=1`` shows where it came from.
 """
 
+import json
 import logging
 import os
 import re
@@ -13,17 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
+from pl_fed import strategy as strategy  # registers the name `federated`
 from pl_fed.assets import AssetFetchError, AssetNotFoundError
+from pl_fed.checkpoint_io import AtomicCheckpointIO
 from pl_fed.errors import CheckpointError, FederatedConfigError, TooFewClientsError
 from pl_fed.modules.base import LoraModule
 from pl_fed.modules.export import export_adapter
-from pl_fed.strategy import FederatedStrategy
 
 DEFAULTS = Path(__file__).parent / "configs" / "defaults.yaml"
 USER_ERRORS = (
@@ -31,6 +35,8 @@ USER_ERRORS = (
     AssetNotFoundError,
     CheckpointError,
     FederatedConfigError,
+    MisconfigurationException,
+    OSError,  # a full disk, a folder that cannot be written
     TooFewClientsError,
 )
 
@@ -60,6 +66,17 @@ class RunConfig:
 
 class FederatedTrainer(Trainer):
     """Lightning's Trainer with the `export` command."""
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict, and write the results to ``predictions.jsonl`` in the run folder, one line each."""
+        batches = super().predict(*args, **kwargs)
+        if batches and self.loggers and self.log_dir and self.is_global_zero:
+            path = Path(self.log_dir) / "predictions.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = [row for batch in batches for row in _rows(batch)]
+            path.write_text("".join(json.dumps({"prediction": row}, ensure_ascii=False) + "\n" for row in rows))
+            rank_zero_info(f"Predictions: {path}")
+        return batches
 
     def export(
         self,
@@ -91,6 +108,14 @@ class FederatedTrainer(Trainer):
         target = export_adapter(loaded, folder, merge=merge, overwrite=overwrite)
         rank_zero_info(f"The adapter is in {target}; load it with peft.PeftModel.from_pretrained(base, '{target}').")
         return target
+
+
+def _rows(batch: Any) -> list[Any]:
+    """Return a batch's predictions one by one, as plain Python values."""
+    if isinstance(batch, dict):
+        columns = {name: _rows(value) for name, value in batch.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return batch.tolist() if isinstance(batch, Tensor) else list(batch)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -141,6 +166,13 @@ class FederatedCLI(LightningCLI):
         found = self._get(self.config_init, "run")
         return found if isinstance(found, RunConfig) else RunConfig(**vars(found))
 
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a broken checkpoint in our words, before Lightning reads its hyperparameters."""
+        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
+        if path and Path(path).is_file():
+            AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+        super()._parse_ckpt_path()
+
     def instantiate_classes(self) -> None:
         """Make the objects; of a refused value only its own sentence is shown, not the parser's search for a type."""
         try:
@@ -186,8 +218,8 @@ class FederatedCLI(LightningCLI):
         trainer, run = self.trainer, self.run
         if not run.export_adapter or vars(trainer).get("fast_dev_run") or not isinstance(self.model, LoraModule):
             return
-        if trainer.is_global_zero and isinstance(trainer.strategy, FederatedStrategy):
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / "adapter"
+        if trainer.is_global_zero and trainer.loggers and trainer.log_dir:  # without a logger the run has no folder
+            folder = Path(trainer.log_dir) / "adapter"
             export_adapter(self.model, folder, overwrite=True)
             rank_zero_info(f"Adapter: {folder}  (peft.PeftModel.from_pretrained)")
 

@@ -60,6 +60,7 @@ class ClientCost:
         flops_per_rank: Operations of the local training per slot.
         download_bytes_per_rank: Bytes received per slot.
         upload_bytes_per_rank: Bytes sent per slot.
+        upload_bytes_per_value: Bytes sent per trained number outside the low-rank layers, as encoded.
     """
 
     base_bytes: float
@@ -70,6 +71,7 @@ class ClientCost:
     flops_per_rank: float
     download_bytes_per_rank: float
     upload_bytes_per_rank: float
+    upload_bytes_per_value: float = 4.0
 
     def memory_bytes(self, rank: int) -> float:
         """Return the peak memory: base, activations, and 16 bytes per trained parameter.
@@ -80,7 +82,7 @@ class ClientCost:
 
     def upload_bytes(self, rank: int) -> float:
         """Return the bytes sent in a round."""
-        return 4 * self.dense_params + self.upload_bytes_per_rank * rank
+        return self.upload_bytes_per_value * self.dense_params + self.upload_bytes_per_rank * rank
 
     def seconds(self, rank: int, device: DeviceProfile) -> float:
         """Return the simulated seconds of a round."""
@@ -119,6 +121,8 @@ class ClientsConfig:
                 raise FederatedConfigError(f"Expected `clients.{key}` above 0 but got {value}.")
         if self.round_seconds is not None and not self.devices:
             raise FederatedConfigError("Expected `clients.devices` with `clients.round_seconds`: time needs a device.")
+        if not self.ladder or self.ranks == []:
+            raise FederatedConfigError("Expected at least one rank in `clients.ladder` and `clients.ranks`.")
         for key in ("ranks", "ladder"):
             for rank in getattr(self, key) or ():
                 if rank < 1:
@@ -155,6 +159,8 @@ class ClientsConfig:
         Raises:
             FederatedConfigError: If not even the ladder's smallest rank fits its memory and uplink.
         """
+        if server_rank == 0:  # nothing low-rank to train: plain federated averaging
+            return 0
         stated = self.ranks[client_id % len(self.ranks)] if self.ranks else server_rank
         device = self.device(client_id)
         if device is None and self.uplink_mb is None:

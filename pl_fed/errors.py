@@ -1,9 +1,7 @@
 """Errors that a federation can raise; each message says what was expected, what came and what to change."""
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-
-class FederatedConfigError(MisconfigurationException, ValueError):
+class FederatedConfigError(ValueError):
     """The configuration of rounds, clients or rules cannot work."""
 
 
@@ -34,3 +32,7 @@ class CheckpointMismatchError(FederatedConfigError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or written."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint at a path."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pl_fed.updates import AdapterState, Broadcast, LayerState, Update, scatter_columns, scatter_rows
+from pl_fed.updates import AdapterState, Broadcast, LayerState, Slots, Update, scatter_columns, scatter_rows
 
 
 def view_of(server: AdapterState, broadcast: Broadcast) -> AdapterState:
@@ -35,6 +35,15 @@ def folded(state: AdapterState, diagonals: Mapping[str, Tensor]) -> AdapterState
         name: LayerState(layer.a, layer.b * diagonals[name] if name in diagonals else layer.b)
         for name, layer in state.layers.items()
     }
+    return AdapterState(layers, state.dense)
+
+
+def restricted(state: AdapterState, slots: Slots) -> AdapterState:
+    """Return a state with zeros outside `slots`."""
+    layers = {}
+    for name, layer in state.layers.items():
+        ids, rank = slots[name], layer.a.shape[0]
+        layers[name] = LayerState(scatter_rows(layer.a[ids], ids, rank), scatter_columns(layer.b[:, ids], ids, rank))
     return AdapterState(layers, state.dense)
 
 

@@ -16,11 +16,11 @@ from pl_fed.adapters import Adapter
 from pl_fed.clients import ClientCost, ClientState
 from pl_fed.context import ClientContext, RoundContext
 from pl_fed.engines.base import Engine
-from pl_fed.errors import CheckpointMismatchError, ClientFailureError, TooFewClientsError
-from pl_fed.exchange import fault_of, folded, like, view_of
+from pl_fed.errors import CheckpointMismatchError, ClientFailureError
+from pl_fed.exchange import fault_of, folded, like, restricted, view_of
 from pl_fed.federation_config import FederationConfig
 from pl_fed.loaders import RoundPlan
-from pl_fed.rounds import ClientWork, RoundSchedule, derive_seed
+from pl_fed.rounds import ClientWork, RoundSchedule, Shards, derive_seed
 from pl_fed.updates import AdapterState, Broadcast, Update, prefix_slots
 from pl_fed.wire import Wire
 
@@ -51,6 +51,8 @@ class Federation:
     cost: ClientCost | None = None
     server: AdapterState = field(default_factory=AdapterState)
     population: int | None = None
+    shards: str | None = None  # fingerprint of the population's shards
+    source: Shards | None = None  # the shards that were compared with it
 
     # ------------------------------------------------------------------ server
 
@@ -67,16 +69,22 @@ class Federation:
         """Bind the data's population: check its size and what clients can afford."""
         config = self.config
         config.clients.check_population(len(plan.shards))
-        if self.population not in (None, len(plan.shards)):
-            raise CheckpointMismatchError(
-                f"Expected the checkpoint's population of {self.population} clients but the data has "
-                f"{len(plan.shards)}: resume with the same partitioner, or start anew from the exported adapter."
-            )
-        self.population = len(plan.shards)
+        if plan.shards is not self.source:
+            self._check_population(plan)
         config.clients.check_ranks(self.adapter.rank)
         plan.bind(config.cohort, config.local, config.seed, plan.accumulate)
         if self.cost is None:  # once, from the first round, so that caps are the same in every round and after a resume
-            self.cost = plan_cost(self.size, self.adapter, config.rule, plan)
+            self.cost = plan_cost(self.size, self.adapter, config.rule, plan, config.codecs.up)
+
+    def _check_population(self, plan: RoundPlan) -> None:
+        found, self.source = plan.fingerprint(), plan.shards
+        if self.shards not in (None, found):
+            raise CheckpointMismatchError(
+                f"Expected the checkpoint's population of {self.population} clients but the data has "
+                f"{len(plan.shards)} clients, or other examples for them: resume with the same data, splits and "
+                "partitioner, or start anew from the exported adapter."
+            )
+        self.population, self.shards = len(plan.shards), found
 
     def client_state(self, client_id: int) -> ClientState:
         """Return what a client keeps, made on first use."""
@@ -178,7 +186,7 @@ class Federation:
             state.slots = client.slots
             if self.config.clients.keep_adapters:
                 assert client.after is not None
-                own = folded(client.after, client.diagonals)
+                own = restricted(folded(client.after, client.diagonals), client.slots)
                 state.adapter = {name: value.cpu() for name, value in own.tensors().items()}
             context.updates.append(client.update)
         client.broadcast, client.after, client.diagonals, client.update = Broadcast(), None, {}, None
@@ -228,7 +236,7 @@ class Federation:
         self.context, self.schedule = None, None
         self.engine.drop()
         self.adapter.write(self.server)
-        self.check_survivors(context.round_idx, len(context.updates), context.failures)
+        config.cohort.check_survivors(context.round_idx, len(context.updates), context.failures)
         updates = sorted(context.updates, key=lambda update: update.client_id)  # the order of arrival changes nothing
         aggregate = config.rule.aggregate(self.server, updates)
         context.previous = self.server
@@ -242,17 +250,6 @@ class Federation:
             self.a_version += 1
         self.fire("on_round_end", context)
         return context
-
-    def check_survivors(self, round_idx: int, survivors: int, failures: dict[int, str]) -> None:
-        """Raise `TooFewClientsError` if a round has fewer usable clients than accepted."""
-        least = self.config.cohort.min_survivors
-        if survivors < least:
-            reasons = ", ".join(f"client {k}: {why}" for k, why in list(failures.items())[:10]) or "none chosen"
-            raise TooFewClientsError(
-                f"Expected at least {least} usable clients (`cohort.min_survivors`) in "
-                f"round {round_idx} but got {survivors} ({reasons}). The server is unchanged; a checkpoint was "
-                "saved. Lower the dropout or the learning rate, raise the time budget, or enlarge the cohort."
-            )
 
     def drop_round(self) -> None:
         """Give up the round in progress; the server keeps its adapter."""

@@ -18,6 +18,7 @@ def save_federation(federation: Federation) -> dict[str, Any]:
     state: dict[str, Any] = {
         "settings": federation.config.rule.settings(),
         "population": federation.population,
+        "shards": federation.shards,
         "a_version": federation.a_version,
         "clients": {client_id: client.state_dict() for client_id, client in federation.states.items()},
         "server_optimizer": federation.config.server_optimizer.state_dict(),
@@ -32,9 +33,10 @@ def save_federation(federation: Federation) -> dict[str, Any]:
 
 
 def _save_round(federation: Federation, context: RoundContext) -> dict[str, Any]:
-    assert context.client is not None and federation.before is not None
+    assert context.client is not None and federation.before is not None and federation.schedule is not None
     return {
         "round_idx": context.round_idx,
+        "schedule": federation.schedule.fingerprint(),
         "step": federation.step,
         "failures": context.failures,
         "metrics": context.metrics,
@@ -62,6 +64,7 @@ def check_rule(rule: Rule, state: dict[str, Any]) -> None:
 def load_federation(federation: Federation, state: dict[str, Any], device: torch.device) -> None:
     """Restore what is kept between rounds."""
     federation.a_version, federation.population = state["a_version"], state["population"]
+    federation.shards = state["shards"]
     federation.states = {k: ClientState.from_state_dict(v, device) for k, v in state["clients"].items()}
     federation.config.server_optimizer.load_state_dict(state["server_optimizer"], device)
     if "server" in state:
@@ -78,7 +81,16 @@ def resume_round(
         state: The entry ``round`` of its checkpoint.
         schedule: The round's schedule.
         num_rounds: Rounds of the run, if limited.
+
+    Raises:
+        CheckpointMismatchError: If the round would go on with other clients or batches.
     """
+    if state["schedule"] != schedule.fingerprint():
+        raise CheckpointMismatchError(
+            f"Expected the schedule of round {schedule.round_idx} that the checkpoint was taken in but got another: "
+            "inside a round, resume with the same seed, cohort, local training, batch size, accumulation and data, or "
+            "resume from a checkpoint between rounds."
+        )
     device = next(iter(federation.server.tensors().values())).device
     federation.schedule, federation.step = schedule, state["step"]
     federation.before = AdapterState.from_tensors({name: v.to(device) for name, v in state["before"].items()})

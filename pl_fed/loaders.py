@@ -5,6 +5,7 @@ round's settings to it; without that strategy it is an ordinary shuffled loader 
 centralised training.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -79,6 +80,14 @@ class RoundPlan(Sampler[list[int]]):
             else:
                 work.append(self._client_work(round_idx, client_id))
         return RoundSchedule(round_idx, chosen, tuple(work), failures)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the population: its size and the shards of up to 32 clients, spread evenly over it."""
+        size, digest = len(self.shards), hashlib.sha256()
+        digest.update(str(size).encode())
+        for client_id in sorted({i * size // 32 for i in range(32)}):
+            digest.update(np.asarray(self.shards[client_id], dtype=np.int64).tobytes() + b"|")
+        return digest.hexdigest()
 
     def _client_work(self, round_idx: int, client_id: int) -> ClientWork:
         shard = self.shards[client_id]

@@ -62,7 +62,9 @@ class FederatedLoop(Callback):
         self.federation.set_plan(plan)
         schedule = plan.schedule(plan.round_idx)
         try:
-            self.federation.check_survivors(schedule.round_idx, len(schedule.work), dict(schedule.failures))
+            self.federation.config.cohort.check_survivors(
+                schedule.round_idx, len(schedule.work), dict(schedule.failures)
+            )
         except TooFewClientsError:
             self._save_failed(trainer, schedule.round_idx)
             raise
@@ -134,6 +136,8 @@ class FederatedLoop(Callback):
         if position + 1 < len(federation.schedule.work) and not last:
             federation.start_client(position + 1)
             return
+        for skipped in federation.schedule.work[position + 1 :]:  # `limit_train_batches` left them no batch
+            federation.context.failures[skipped.client_id] = "limited"
         self._finish_round(trainer, pl_module)
 
     def _finish_round(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,15 +4,16 @@ Nothing here touches a model. Everything costs O(cohort), never O(population): a
 in the cohort, so a population may have a million clients.
 """
 
+import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, TooFewClientsError
 
 
 @runtime_checkable
@@ -75,6 +76,16 @@ class CohortConfig:
             )
         return size
 
+    def check_survivors(self, round_idx: int, survivors: int, failures: Mapping[int, str]) -> None:
+        """Raise `TooFewClientsError` if a round has fewer usable clients than accepted."""
+        if survivors < self.min_survivors:
+            reasons = ", ".join(f"client {k}: {why}" for k, why in list(failures.items())[:10]) or "none chosen"
+            raise TooFewClientsError(
+                f"Expected at least {self.min_survivors} usable clients (`cohort.min_survivors`) in round {round_idx} "
+                f"but got {survivors} ({reasons}). The server is unchanged; a checkpoint was saved. Lower the dropout "
+                "or the learning rate, raise the time budget, or enlarge the cohort."
+            )
+
 
 @dataclass(frozen=True)
 class LocalTraining:
@@ -124,6 +135,11 @@ class RoundSchedule:
     def num_batches(self) -> int:
         """Number of batches of the whole round."""
         return sum(len(work.batches) for work in self.work)
+
+    def fingerprint(self) -> str:
+        """Return a hash of every client's batches, in order."""
+        plan = [(work.client_id, work.num_examples, work.batches) for work in self.work]
+        return hashlib.sha256(repr((self.round_idx, plan)).encode()).hexdigest()
 
 
 def derive_seed(*parts: int) -> int:

@@ -14,7 +14,7 @@ from pl_fed.adapters import Adapter
 from pl_fed.checkpoint_io import AtomicCheckpointIO
 from pl_fed.clients import ClientsConfig
 from pl_fed.engines import SequentialEngine
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
 from pl_fed.federation import Federation
 from pl_fed.federation_config import FederationConfig
 from pl_fed.federation_state import check_rule
@@ -179,9 +179,35 @@ class FederatedStrategy(SingleDeviceStrategy):
         state = checkpoint.get("callbacks", {}).get(self.loop.state_key, {})
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_rule(self.config.rule, state)
+        self._check_shapes(checkpoint["state_dict"])
         super().load_model_state_dict(checkpoint, strict=strict)
         clients = state.get("clients", {})
         self.personal.loaded = {k: c["adapter"] for k, c in clients.items() if c["adapter"]}
+
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        """Load the optimizer.
+
+        Raises:
+            CheckpointMismatchError: If the checkpoint is of another kind of optimizer.
+        """
+        for live, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+            wanted, found = set(live.param_groups[0]), set(saved["param_groups"][0])
+            if not wanted - {"initial_lr"} <= found:
+                raise CheckpointMismatchError(
+                    f"Expected the state of {type(live).__name__} in the checkpoint but it has no "
+                    f"{sorted(wanted - found)}: resume with the optimizer that the run was started with."
+                )
+        super().load_optimizer_state_dict(checkpoint)
+
+    def _check_shapes(self, saved: dict[str, Any]) -> None:
+        assert self.lightning_module is not None
+        live = dict(self.lightning_module.named_parameters())
+        for name, value in saved.items():
+            if name in live and live[name].shape != value.shape:
+                raise CheckpointMismatchError(
+                    f"Expected `{name}` of shape {tuple(live[name].shape)} but the checkpoint's is "
+                    f"{tuple(value.shape)}: use the rank (`lora.r`) and model that it was trained with."
+                )
 
     @classmethod
     def register_strategies(cls, strategy_registry: Any) -> None:

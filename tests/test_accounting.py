@@ -182,10 +182,11 @@ def test_trained_parameters_are_those_that_get_gradients(name: str, sides: set[s
 
 @pytest.mark.parametrize(
     ("rule", "per_rank", "upload", "trained_flops"),
-    [(FedIT(), 2 * 32, 4 * 64, 2 * 64), (FFALoRA(), 2 * 24, 4 * 48, 2 * 48), (AFLoRA(), 2 * 25, 4 * 48, 2 * 48)],
+    [(FedIT(), 2 * 32, 4 * 64, 2 * 64), (FFALoRA(), 2 * 24, 4 * 48, 2 * 48), (AFLoRA(), 2 * 25, 4 * 48 + 4, 2 * 48)],
 )
 def test_client_cost_by_hand(rule: Any, per_rank: int, upload: int, trained_flops: int) -> None:
     """TinyLM: two layers of 8 x 24, so a slot has 16 weights of A and 48 of B, and a diagonal two.
+    AFLoRA also sends the slot's id in both layers, two bytes each.
 
     1792 weights in matrix products (see `test_communication_monitor`); widths 2 * (8 + 8 + 8 + 32) + 8 = 120.
     """
@@ -198,6 +199,15 @@ def test_client_cost_by_hand(rule: Any, per_rank: int, upload: int, trained_flop
     assert cost.flops == 4 * 1792 * 100
     assert cost.flops_per_rank == (4 * 64 + trained_flops) * 100
     assert (cost.download_bytes_per_rank, cost.upload_bytes_per_rank) == (4 * 64, upload)
+
+
+def test_upload_cost_follows_the_codec() -> None:
+    """48 weights of B a slot in two layers: a byte each, and per layer a scale of four bytes and an id of two."""
+    module = TinyLM()
+    cost = client_cost(NetworkSize.of(module), Adapter(module), AFLoRA(), 1, 1, "int8")
+    assert (cost.upload_bytes_per_rank, cost.upload_bytes_per_value) == (48 + 2 * (4 + 2), 1)
+    half = client_cost(NetworkSize.of(module), Adapter(module), FedIT(), 1, 1, "bfloat16")
+    assert (half.upload_bytes_per_rank, half.upload_bytes_per_value) == (2 * 64, 2)
 
 
 def test_client_cost_of_a_network_without_lora() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from pl_fed.clients import ClientsConfig
 from pl_fed.errors import CheckpointMismatchError
-from pl_fed.rounds import CohortConfig
+from pl_fed.rounds import CohortConfig, LocalTraining
 from pl_fed.rules import AFLoRA, FedIT, FFALoRA
 from tests.helpers.tiny import SHARDS, TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
 
@@ -48,7 +49,7 @@ def test_another_population_is_refused_with_both_numbers(saved: Path) -> None:
 
 
 def test_another_rank_is_refused_with_both_shapes(saved: Path) -> None:
-    """In torch's words for a module of one's own (those of `pl_fed.modules` say it themselves); nothing is trained."""
+    """For a module of one's own (those of `pl_fed.modules` say it themselves); nothing is trained."""
 
     class Narrow(TinyLM):
         def __init__(self) -> None:
@@ -59,8 +60,8 @@ def test_another_rank_is_refused_with_both_shapes(saved: Path) -> None:
 
     module, clients = Narrow(), ClientsConfig(ranks=[2])
     start = adapter_tensors(module)
-    message = r"lora_A.*\[4, 8\]. from checkpoint, the shape in current model is .*\[2, 8\]"
-    with pytest.raises(RuntimeError, match=message):
+    message = r"lora_A.* of shape \(2, 8\) but the checkpoint's is \(4, 8\): use the rank"
+    with pytest.raises(CheckpointMismatchError, match=message):
         make_trainer(make_strategy(clients=clients)).fit(module, round_loader(), eval_loader(), ckpt_path=saved)
     assert all(torch.equal(value, start[name]) for name, value in adapter_tensors(module).items())
 
@@ -114,3 +115,35 @@ def test_a_checkpoint_is_as_large_as_the_adapter(tmp_path: Path) -> None:
     numbers = [value for value in tensors(loaded) if value.is_floating_point() and value.dim() > 0]
     assert sum(value.numel() for value in numbers) == a + b + 2 * (b + diagonal)
     assert sum(value.numel() for value in loaded["state_dict"].values()) == a + b
+
+
+def test_other_shards_of_as_many_clients_are_refused(saved: Path) -> None:
+    """The same number of clients, but the first one holds other examples."""
+    shards = [list(range(1, 8)), *SHARDS[1:]]
+    with pytest.raises(CheckpointMismatchError, match="population of 4 clients .* or other examples for them"):
+        make_trainer(make_strategy(), max_epochs=2).fit(TinyLM(), round_loader(shards), eval_loader(), ckpt_path=saved)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 6}, {"cohort": CohortConfig(clients=2)}, {"local": LocalTraining(steps=2)}]
+)
+def test_inside_a_round_the_schedule_must_be_the_same(change: dict[str, Any], tmp_path: Path) -> None:
+    """Else the client in progress would go on with another client's examples."""
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
+    trainer = make_trainer(make_strategy(), max_epochs=1, callbacks=[saver])
+    trainer.fit(TinyLM(), round_loader(), eval_loader())
+    with pytest.raises(CheckpointMismatchError, match="schedule of round 0 that the checkpoint was taken in"):
+        again = make_trainer(
+            make_strategy(**change), callbacks=[ModelCheckpoint(tmp_path / "b", every_n_train_steps=2)]
+        )
+        again.fit(TinyLM(), round_loader(), eval_loader(), ckpt_path=tmp_path / "step=2.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_another_optimizer_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(make_strategy(), max_epochs=1)
+    trainer.fit(TinyLM("adamw"), round_loader(), eval_loader())
+    trainer.save_checkpoint(tmp_path / "adamw.ckpt")
+    with pytest.raises(CheckpointMismatchError, match="state of SGD in the checkpoint but it has no .'dampening'"):
+        resumed = make_trainer(make_strategy(), max_epochs=2)
+        resumed.fit(TinyLM("sgd"), round_loader(), eval_loader(), ckpt_path=tmp_path / "adamw.ckpt")

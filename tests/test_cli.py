@@ -76,6 +76,10 @@ def test_the_adapter_loads_in_peft(runs: Path) -> None:
 def test_other_commands_take_the_checkpoint(runs: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = runs / "smoke" / "version_0" / "checkpoints" / "last.ckpt"
     command(name, runs, f"--ckpt_path={checkpoint}", "--trainer.enable_progress_bar=false")
+    if name == "predict":
+        written = sorted(runs.glob("smoke/version_*/predictions.jsonl"))
+        rows = [json.loads(line) for line in written[-1].read_text().splitlines()]
+        assert rows and all(isinstance(row["prediction"], str) for row in rows)
     if name == "test":
         assert "test_clients/worst_client_loss" in capsys.readouterr().out
 
@@ -85,6 +89,24 @@ def test_resume_goes_on(runs: Path) -> None:
     command("fit", runs, f"--ckpt_path={checkpoint}", "--trainer.max_epochs=3", "--run.version=resumed",
             "--trainer.enable_progress_bar=false")  # fmt: skip
     assert json.loads((runs / "smoke" / "resumed" / "summary.json").read_text())["rounds"] == 3
+
+
+def test_a_truncated_checkpoint_is_one_sentence(runs: Path, tmp_path: Path) -> None:
+    whole = (runs / "smoke" / "version_0" / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit, match="pl_fed: Expected a whole checkpoint but .*half.ckpt"):
+        command("fit", tmp_path, f"--ckpt_path={tmp_path / 'half.ckpt'}")
+
+
+def test_without_a_logger_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no run folder then, so a folder `adapter` of the user's stays."""
+    mine = tmp_path / "adapter" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    command("fit", tmp_path, "--trainer.logger=false", "--trainer.max_epochs=1", "--trainer.callbacks=null",
+            f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false",
+            "--trainer.enable_checkpointing=false")  # fmt: skip
+    assert mine.read_text() == "mine" and len(list(mine.parent.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

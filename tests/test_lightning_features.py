@@ -156,6 +156,7 @@ def test_limit_train_batches_cuts_the_round() -> None:
                 trained.append((round_idx, work.client_id))
             done += len(work.batches)
         assert [e for e in journal.names("on_upload") if e[0] == round_idx] == trained
+    assert trainer.callback_metrics["server/failed_limited"] == 3 - len(trained)
 
 
 def test_max_steps_inside_a_round_leaves_the_servers_model() -> None:

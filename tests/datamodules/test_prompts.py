@@ -112,3 +112,11 @@ def test_bad_tokenizers(make_tokenizer: MakeTokenizer) -> None:
     endless.eos_token = None
     with pytest.raises(FederatedConfigError, match="with an end-of-sequence token but it has none"):
         PromptEncoder(endless, PLAIN, 99)
+
+
+def test_a_zero_is_an_answer(tokenizer: Any) -> None:
+    """A number 0 in the response column is text to learn; an empty cell is not."""
+    encoder = PromptEncoder(tokenizer, InstructionColumns(), 64)
+    rows = encoder({"instruction": ["what", "what"], "response": [0, None]})
+    learnt = [len(ids) - start for ids, start in zip(rows["input_ids"], rows["prompt_length"], strict=True)]
+    assert learnt[0] > 0 and learnt[1] == 0
