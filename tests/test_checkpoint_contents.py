@@ -124,6 +124,7 @@ def test_other_shards_of_as_many_clients_are_refused(saved: Path) -> None:
         make_trainer(make_strategy(), max_epochs=2).fit(TinyLM(), round_loader(shards), eval_loader(), ckpt_path=saved)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 @pytest.mark.parametrize(
     "change", [{"seed": 6}, {"cohort": CohortConfig(clients=2)}, {"local": LocalTraining(steps=2)}]
 )
@@ -133,9 +134,7 @@ def test_inside_a_round_the_schedule_must_be_the_same(change: dict[str, Any], tm
     trainer = make_trainer(make_strategy(), max_epochs=1, callbacks=[saver])
     trainer.fit(TinyLM(), round_loader(), eval_loader())
     with pytest.raises(CheckpointMismatchError, match="schedule of round 0 that the checkpoint was taken in"):
-        again = make_trainer(
-            make_strategy(**change), callbacks=[ModelCheckpoint(tmp_path / "b", every_n_train_steps=2)]
-        )
+        again = make_trainer(make_strategy(**change))
         again.fit(TinyLM(), round_loader(), eval_loader(), ckpt_path=tmp_path / "step=2.ckpt")
 
 
