@@ -48,7 +48,7 @@ class _ClientItem(ProgressBar):
 
     def _show(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Show round and client now, before the client's first batch is done."""
-        raise NotImplementedError
+        raise NotImplementedError  # each bar draws in its own way
 
 
 class FederatedProgressBar(_ClientItem, TQDMProgressBar):

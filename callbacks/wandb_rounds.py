@@ -48,7 +48,7 @@ class WandbRounds(Callback):
         self.config, self.upload = config, tuple(upload)
         self._round: int | None = None  # the last one that ended
         self._defined: set[str] = set()
-        self._current: dict[str, str] = {}  # id and group of this session's run
+        self._current: dict[str, str] = {}  # id and group of the run
         self._previous: dict[str, str] = {}  # those of the run that wrote the checkpoint
 
     # ------------------------------------------------------------------ set-up

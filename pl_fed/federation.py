@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from pl_fed.accounting import NetworkSize, plan_cost, training_flops
 from pl_fed.adapters import Adapter
@@ -54,8 +53,6 @@ class Federation:
     shards: str | None = None  # fingerprint of the population's shards
     source: Shards | None = None  # the shards that were compared with it
 
-    # ------------------------------------------------------------------ server
-
     def sync_server(self) -> None:
         """Take over what the network holds; the server's full precision stays where the network only rounds it."""
         live, kept = self.adapter.read().tensors(), self.server.tensors()
@@ -94,23 +91,20 @@ class Federation:
             self.states[client_id] = ClientState(prefix_slots(self.server, cap))
         return self.states[client_id]
 
-    # ------------------------------------------------------------------ round
-
     def start_round(self, schedule: RoundSchedule, num_rounds: int | None) -> None:
         """Begin a round and load its first client."""
         self.sync_server()
-        config = self.config
         self.schedule, self.step = schedule, 0
         self.context = RoundContext(
             schedule.round_idx,
             num_rounds,
-            config.seed,
+            self.config.seed,
             schedule.cohort,
             self.server,
-            config.clients.round_seconds,
+            self.config.clients.round_seconds,
             failures=dict(schedule.failures),
         )
-        self.adapter.set_trainable(config.rule.sides(schedule.round_idx))
+        self.adapter.set_trainable(self.config.rule.sides(schedule.round_idx))
         self.fire("on_round_start", self.context)
         self.start_client(0)
 
@@ -162,14 +156,15 @@ class Federation:
         except ClientFailureError as failure:
             self.context.failures[failure.client_id] = failure.reason
 
-    # ------------------------------------------------------------------ end of a client and of the round
-
     def finish_client(self) -> None:
         """Turn the current client's training into an update, or leave the client out."""
         assert self.context is not None and self.context.client is not None
         context, client = self.context, self.context.client
         state = self.states[client.client_id]
-        client.after, client.diagonals = like(self.adapter.read().clone(), self.server), self._diagonals()
+        client.after, client.diagonals = (
+            like(self.adapter.read().clone(), self.server),
+            {name: value.clone() for name, value in self.adapter.diagonals().items()},
+        )
         if client.client_id not in context.failures:
             self._fire_client("on_client_end")
         if client.client_id not in context.failures:
@@ -192,9 +187,6 @@ class Federation:
         client.broadcast, client.after, client.diagonals, client.update = Broadcast(), None, {}, None
         context.finished.append(client)
         context.client, self.before = None, None
-
-    def _diagonals(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.adapter.diagonals().items()}
 
     def _upload(self, client: ClientContext) -> None:
         assert self.context is not None and self.before is not None and client.after is not None

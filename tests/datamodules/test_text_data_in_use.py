@@ -74,7 +74,9 @@ def test_plain_trainer_without_held_out_data(
 ) -> None:
     data = make_text(tokenizer=None, splits=SplitConfig(validation_fraction=0.0))
     data.dataset = str(write_rows("alone.jsonl", [text_row(i) for i in range(12)]))
-    trainer(tmp_path).fit(Classifier(tokenizer), datamodule=data)
+    runner = trainer(tmp_path)
+    runner.fit(Classifier(tokenizer), datamodule=data)
+    assert runner.global_step > 0 and data.val_dataloader() == []
 
 
 @pytest.mark.parametrize(
