@@ -17,6 +17,8 @@ from pl_fed.errors import FederatedConfigError
 from pl_fed.updates import AdapterState, LayerState, Slots
 
 ADAPTER_NAME = "default"
+MERGED = "lora_merged"
+"""Buffer of a LoRA layer with what a rule has merged into its base layer."""
 
 
 class DiagonalLinear(nn.Linear):
@@ -35,6 +37,15 @@ class DiagonalLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Apply A, then the diagonal."""
         return F.linear(x, self.weight) * self.diagonal
+
+
+def _apply_merged(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    layer = cast(LoraLayer, module)
+    if layer.disable_adapters:
+        return output
+    merged = cast(Tensor, getattr(module, MERGED))
+    change = F.linear(inputs[0].to(merged.dtype), merged).to(output.dtype)
+    return torch.add(output, change, alpha=float(layer.scaling[ADAPTER_NAME]))
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,11 @@ class AdapterLayer:
         """The constant in front of ``B A x``."""
         return float(self.module.scaling[ADAPTER_NAME])
 
+    @property
+    def merged(self) -> Tensor | None:
+        """What a rule has merged into the base layer, (d_out, d_in), or None."""
+        return getattr(self.module, MERGED, None)
+
 
 class Adapter:
     """The federated tensors of a network, bound to its parameters.
@@ -89,6 +105,8 @@ class Adapter:
                     )
                 self._names[f"{name}.lora_A.{ADAPTER_NAME}.weight"] = f"{name}/a"
                 self._names[f"{name}.lora_B.{ADAPTER_NAME}.weight"] = f"{name}/b"
+                if self.layers[name].merged is not None:
+                    self._names[f"{name}.{MERGED}"] = f"{name}/merged"
         parameters = dict(network.named_parameters())
         self.dense = {
             name: parameter
@@ -115,12 +133,21 @@ class Adapter:
     def read(self) -> AdapterState:
         """Return the current values; they share memory with the parameters."""
         layers = {name: LayerState(layer.a.detach(), layer.b.detach()) for name, layer in self.layers.items()}
-        return AdapterState(layers, {name: parameter.detach() for name, parameter in self.dense.items()})
+        merged = {name: layer.merged for name, layer in self.layers.items() if layer.merged is not None}
+        return AdapterState(layers, {name: parameter.detach() for name, parameter in self.dense.items()}, merged)
 
     def diagonals(self) -> dict[str, Tensor]:
         """Return the current diagonals by layer; they share memory with the parameters."""
         found = {name: layer.diagonal for name, layer in self.layers.items()}
         return {name: diagonal.detach() for name, diagonal in found.items() if diagonal is not None}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return what has gradients now, under flat names: those of `AdapterState.tensors` and ``<layer>/diagonal``."""
+        found: dict[str, nn.Parameter] = dict(self.dense)
+        for name, layer in self.layers.items():
+            parts = {"a": layer.a, "b": layer.b, "diagonal": layer.diagonal}
+            found.update({f"{name}/{side}": p for side, p in parts.items() if p is not None and p.requires_grad})
+        return found
 
     @torch.no_grad()
     def write(self, state: AdapterState, slots: Slots | None = None) -> None:
@@ -131,8 +158,14 @@ class Adapter:
             slots: Slots whose diagonal becomes 1; the others become 0, which with zero factors keeps them and their
                 gradients exactly zero. None means all slots.
         """
-        live, new = self.read().tensors(), state.tensors()
-        torch._foreach_copy_(list(live.values()), [new[name] for name in live])
+        for name, value in state.merged.items():
+            merged = self.layers[name].merged
+            if merged is not None and not torch.equal(merged, value.to(merged)):  # large, and seldom changed
+                merged.copy_(value)
+        live, new = self.read(), state.tensors()
+        live.merged = {}
+        pairs = {name: (value, new[name]) for name, value in live.tensors().items()}
+        torch._foreach_copy_([value for value, _ in pairs.values()], [value for _, value in pairs.values()])
         for name, diagonal in self.diagonals().items():
             if slots is None:
                 diagonal.fill_(1.0)
@@ -145,6 +178,18 @@ class Adapter:
             if layer.diagonal is None:
                 linear = cast(nn.Linear, layer.module.lora_A[ADAPTER_NAME])
                 layer.module.lora_A[ADAPTER_NAME] = DiagonalLinear.wrap(linear)
+
+    def add_merged(self) -> None:
+        """Give every layer a buffer (d_out, d_in) that acts as if merged into its base layer, once; it starts at zero.
+
+        It is added to the output instead of the base weight, which may be quantised and stays as it was loaded.
+        """
+        for name, layer in self.layers.items():
+            if layer.merged is None:
+                module = cast(nn.Module, layer.module)
+                module.register_buffer(MERGED, layer.a.new_zeros(layer.b.shape[0], layer.a.shape[1]))
+                module.register_forward_hook(_apply_merged)
+            self._names[f"{name}.{MERGED}"] = f"{name}/merged"
 
     def set_trainable(self, sides: frozenset[str]) -> None:
         """Choose which low-rank parts get gradients: any of ``a``, ``b``, ``diagonal``. Dense tensors always do."""

@@ -194,13 +194,19 @@ class ClientState:
 
     Args:
         slots: Its active slots by layer.
-        a_version: Version of A that it has, -1 for none.
+        versions: Version of the server's ``a`` and ``b`` that it has; -1 where it has none, or has trained its own.
+        num_merges: How many of the server's changes to the base model it has.
+        kept: What the rule leaves on the client (flat tensors).
+        control: Its control variate (flat tensors), with SCAFFOLD.
         optimizer: State of its optimizer and schedule, with `local.optimizer` ``kept``.
         adapter: Its adapter after its last local training (flat tensors), with `keep_adapters`.
     """
 
     slots: Slots
-    a_version: int = -1
+    versions: dict[str, int] = field(default_factory=lambda: {"a": -1, "b": -1})
+    num_merges: int = 0
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    control: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Tensor] = field(default_factory=dict)
 

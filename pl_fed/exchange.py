@@ -20,7 +20,22 @@ def view_of(server: AdapterState, broadcast: Broadcast) -> AdapterState:
         a = known.a[part.slots] if part.a is None else part.a
         b = known.b[:, part.slots] if part.b is None else part.b
         layers[name] = LayerState(scatter_rows(a, part.slots, rank), scatter_columns(b, part.slots, rank))
-    return AdapterState(layers, dict(broadcast.dense))
+    return AdapterState(layers, {**server.dense, **broadcast.dense}, server.merged)
+
+
+def with_kept(view: AdapterState, kept: Mapping[str, Tensor], slots: Slots) -> AdapterState:
+    """Return what a client starts from, with the parts that it keeps to itself (flat tensors) in place."""
+    flat = view.tensors()
+    flat.update({name: value.to(flat[name]) for name, value in kept.items()})
+    return restricted(AdapterState.from_tensors(flat), slots) if kept else view
+
+
+def kept_parts(own: AdapterState, keeps: frozenset[str]) -> dict[str, Tensor]:
+    """Return the parts that stay on the client (any of ``a``, ``b``, ``dense``) as flat tensors."""
+    low_rank = {
+        f"{name}/{side}": getattr(layer, side) for name, layer in own.layers.items() for side in "ab" if side in keeps
+    }
+    return {**low_rank, **(own.dense if "dense" in keeps else {})}
 
 
 def like(state: AdapterState, server: AdapterState) -> AdapterState:
@@ -35,7 +50,7 @@ def folded(state: AdapterState, diagonals: Mapping[str, Tensor]) -> AdapterState
         name: LayerState(layer.a, layer.b * diagonals[name] if name in diagonals else layer.b)
         for name, layer in state.layers.items()
     }
-    return AdapterState(layers, state.dense)
+    return AdapterState(layers, state.dense, state.merged)
 
 
 def restricted(state: AdapterState, slots: Slots) -> AdapterState:
@@ -44,7 +59,7 @@ def restricted(state: AdapterState, slots: Slots) -> AdapterState:
     for name, layer in state.layers.items():
         ids, rank = slots[name], layer.a.shape[0]
         layers[name] = LayerState(scatter_rows(layer.a[ids], ids, rank), scatter_columns(layer.b[:, ids], ids, rank))
-    return AdapterState(layers, state.dense)
+    return AdapterState(layers, state.dense, state.merged)
 
 
 def fault_of(update: Update | None, server: AdapterState) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pl_fed.clients import ClientsConfig
+from pl_fed.errors import FederatedConfigError
 from pl_fed.rounds import CohortConfig, LocalTraining
 from pl_fed.rules.base import Rule
 from pl_fed.server_optimizer import ServerOptimizer
@@ -20,3 +21,29 @@ class FederationConfig:
     server_optimizer: ServerOptimizer
     codecs: Codecs
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not go together.
+
+        Raises:
+            FederatedConfigError: If they do not; the text says why.
+        """
+        name, correction = type(self.rule).__name__, self.local.correction
+        if self.rule.rotates and not self.server_optimizer.plain:
+            raise FederatedConfigError(
+                f"Expected the plain server optimizer with {name} but got `{self.server_optimizer.name}`: the rule "
+                "changes the basis of the slots in every round, and moments of the old basis mean nothing in the new."
+            )
+        if correction is None or not correction.has_controls:
+            return
+        if self.rule.rotates or self.rule.reinitialises:
+            raise FederatedConfigError(
+                f"Expected no {type(correction).__name__} with {name} but got it: the rule changes the factors' basis "
+                "in every round, and control variates of the old basis mean nothing in the new. Use FedProx."
+            )
+        if "diagonal" in self.rule.optimizer_sides():
+            raise FederatedConfigError(
+                f"Expected no {type(correction).__name__} with a learned diagonal but got it with {name}: the diagonal "
+                "is folded into B, so that its control variate has no place. Set `train_diagonal: false` or use "
+                "FedProx."
+            )

@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 
+from pl_fed.client_round import start_values
 from pl_fed.clients import ClientState
 from pl_fed.context import ClientContext, RoundContext
+from pl_fed.controls import Controls
 from pl_fed.errors import CheckpointMismatchError
 from pl_fed.federation import Federation
 from pl_fed.rounds import RoundSchedule
@@ -19,7 +21,9 @@ def save_federation(federation: Federation) -> dict[str, Any]:
         "settings": federation.config.rule.settings(),
         "population": federation.population,
         "shards": federation.shards,
-        "a_version": federation.a_version,
+        "versions": dict(federation.versions),
+        "merge_bytes": list(federation.merge_bytes),
+        "controls": None if federation.controls is None else federation.controls.state_dict(),
         "clients": {client_id: client.state_dict() for client_id, client in federation.states.items()},
         "server_optimizer": federation.config.server_optimizer.state_dict(),
     }
@@ -63,7 +67,9 @@ def check_rule(rule: Rule, state: dict[str, Any]) -> None:
 
 def load_federation(federation: Federation, state: dict[str, Any], device: torch.device) -> None:
     """Restore what is kept between rounds."""
-    federation.a_version, federation.population = state["a_version"], state["population"]
+    federation.versions, federation.population = dict(state["versions"]), state["population"]
+    federation.merge_bytes = list(state["merge_bytes"])
+    federation.controls = None if state["controls"] is None else Controls.from_state_dict(state["controls"], device)
     federation.shards = state["shards"]
     federation.states = {k: ClientState.from_state_dict(v, device) for k, v in state["clients"].items()}
     federation.config.server_optimizer.load_state_dict(state["server_optimizer"], device)
@@ -110,5 +116,7 @@ def resume_round(
         metrics=dict(state["metrics"]),
     )
     federation.adapter.set_trainable(federation.config.rule.sides(schedule.round_idx))
+    assert federation.context.client is not None
+    federation.start = start_values(federation, federation.context.client.slots)
     federation.engine.load_state_dict(state["engine"])
     federation.engine.resume()

@@ -109,11 +109,10 @@ class FederatedLoop(Callback):
             self.federation.engine.start_batch()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Add the rule's penalty to the gradients, before they are clipped."""
+        """Add the rule's penalty and a correction to the gradients, before they are clipped."""
         if self.mid_round:
             assert self.federation is not None
-            layers = self.federation.adapter.layers
-            self.federation.config.rule.add_penalty({n: (x.a, x.b, x.diagonal) for n, x in layers.items()})
+            self.federation.before_step()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from pl_fed.corrections import Correction
 from pl_fed.errors import FederatedConfigError, TooFewClientsError
 
 
@@ -98,12 +99,14 @@ class LocalTraining:
             from a client's last round to its next.
         remainder: What to do when a client's batches are no multiple of `accumulate_grad_batches`: refuse
             (``error``), leave out the last batches (``cut``), or repeat the first ones (``pad``).
+        correction: A correction of the gradients against drift: `FedProx` or `Scaffold`.
     """
 
     epochs: int = 1
     steps: int | None = None
     optimizer: Literal["fresh", "kept"] = "fresh"
     remainder: Literal["error", "cut", "pad"] = "error"
+    correction: Correction | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""

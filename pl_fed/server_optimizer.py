@@ -51,6 +51,11 @@ class ServerOptimizer:
         self.name, self.lr, self.momentum, self.betas, self.tau = name, lr, momentum, betas, tau
         self.reset()
 
+    @property
+    def plain(self) -> bool:
+        """Whether the server takes the aggregate as it is."""
+        return self.name == "sgd" and self.lr == 1.0 and self.momentum == 0.0
+
     def reset(self) -> None:
         """Forget the moments."""
         self._first: dict[str, Tensor] = {}
@@ -63,7 +68,7 @@ class ServerOptimizer:
             before: The adapter that was broadcast.
             aggregate: What the rule made of the updates.
         """
-        if self.name == "sgd" and self.lr == 1.0 and self.momentum == 0.0:
+        if self.plain:
             return aggregate
         old, new = before.tensors(), aggregate.tensors()
         return AdapterState.from_tensors(

@@ -126,6 +126,8 @@ class FederatedStrategy(SingleDeviceStrategy):
             adapter.check_scale()
             if "diagonal" in rule.optimizer_sides():
                 adapter.add_diagonals()
+            if rule.merges:
+                adapter.add_merged()
             adapter.set_trainable(rule.optimizer_sides())
             if not any(bool(layer.b.any()) for layer in adapter.layers.values()):
                 generator = torch.Generator().manual_seed(derive_seed(self.config.seed, 0x1A))

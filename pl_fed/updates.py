@@ -31,25 +31,29 @@ class AdapterState:
     Args:
         layers: Low-rank factors by layer name.
         dense: Every other trained tensor by parameter name.
+        merged: What a rule has merged into the base model, by layer name, (d_out, d_in): the layer adds
+            ``scale * merged @ x``. Empty with rules that leave the base model alone.
     """
 
     layers: dict[str, LayerState] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
+    merged: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor under a flat name: ``<layer>/a``, ``<layer>/b`` and the dense names."""
+        """Return every tensor under a flat name: ``<layer>/a``, ``/b``, ``/merged`` and the dense names."""
         flat: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             flat[f"{name}/a"], flat[f"{name}/b"] = layer.a, layer.b
-        return {**flat, **self.dense}
+        return {**flat, **{f"{name}/merged": value for name, value in self.merged.items()}, **self.dense}
 
     @classmethod
     def from_tensors(cls, flat: dict[str, Tensor]) -> "AdapterState":
         """Rebuild a state from `tensors`."""
         names = [name[:-2] for name in flat if name.endswith("/a")]
         layers = {name: LayerState(flat[f"{name}/a"], flat[f"{name}/b"]) for name in names}
-        low_rank = {f"{name}/{side}" for name in names for side in "ab"}
-        return cls(layers, {name: value for name, value in flat.items() if name not in low_rank})
+        merged = {name: flat[f"{name}/merged"] for name in names if f"{name}/merged" in flat}
+        known = {f"{name}/{part}" for name in names for part in ("a", "b", "merged")}
+        return cls(layers, {name: value for name, value in flat.items() if name not in known}, merged)
 
     def clone(self) -> "AdapterState":
         """Return a copy that shares no memory with this state."""
@@ -96,18 +100,22 @@ class Update:
         num_examples: Size of the client's shard, the weight of FedAvg.
         layers: Low-rank updates by layer name.
         dense: Updates of the dense tensors.
+        control: The change of its control variate, with SCAFFOLD.
     """
 
     client_id: int
     num_examples: int
     layers: dict[str, LayerSlots] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
+    control: "Update | None" = None
 
     def values(self) -> Iterator[Tensor]:
         """Yield every floating-point tensor that is sent."""
         for layer in self.layers.values():
             yield from (side for side in (layer.a, layer.b) if side is not None)
         yield from self.dense.values()
+        if self.control is not None:
+            yield from self.control.values()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the update as tensors and primitives, for a checkpoint."""
@@ -117,6 +125,7 @@ class Update:
             "num_examples": self.num_examples,
             "layers": layers,
             "dense": dict(self.dense),
+            "control": None if self.control is None else self.control.state_dict(),
         }
 
     @classmethod
@@ -131,7 +140,8 @@ class Update:
             for name, parts in state["layers"].items()
         }
         dense = {name: value.to(device) for name, value in state["dense"].items()}
-        return cls(state["client_id"], state["num_examples"], layers, dense)
+        control = None if state["control"] is None else cls.from_state_dict(state["control"], device)
+        return cls(state["client_id"], state["num_examples"], layers, dense, control)
 
 
 def prefix_slots(state: AdapterState, rank: int) -> Slots:

@@ -55,14 +55,16 @@ class Wire:
     def update(self, message: Update) -> Update:
         """Return the update as it arrives."""
         layers, dense = self._layers(message.layers), self._dense(message.dense)
-        return Update(message.client_id, message.num_examples, layers, dense)
+        control = None if message.control is None else self.update(message.control)
+        return Update(message.client_id, message.num_examples, layers, dense, control)
 
     def _layers(self, layers: dict[str, LayerSlots]) -> dict[str, LayerSlots]:
         arrived = {}
         for name, part in layers.items():
             a = None if part.a is None else self._send(part.a, 0, self.codec_a)
             b = None if part.b is None else self._send(part.b, 1, self.codec)
-            self.num_bytes += SLOT_ID_BYTES * part.rank if self.sends_slots else 0
+            sent = part.a is not None or part.b is not None
+            self.num_bytes += SLOT_ID_BYTES * part.rank if self.sends_slots and sent else 0
             arrived[name] = LayerSlots(part.slots, a, b)
         return arrived
 

@@ -14,13 +14,13 @@ TOP_LEVEL = {"callbacks", "datamodules"}  # folders at the root that install ins
 # Bottom first. A module may import its own row and the rows above it in this table, without cycles.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"types", "errors"}),
-    frozenset({"updates", "rounds", "clients", "loaders", "codecs", "wire"}),
+    frozenset({"updates", "rounds", "clients", "loaders", "codecs", "wire", "corrections"}),
     frozenset({"adapters", "context"}),
     frozenset({"rules", "server_optimizer", "privacy", "accounting"}),
     frozenset({"attacks", "metrics", "isa"}),
     frozenset({"modules", "datamodules"}),
-    frozenset({"engines", "exchange", "federation_config"}),
-    frozenset({"federation", "federation_state", "personalised", "checkpoint_io", "loop", "strategy"}),
+    frozenset({"engines", "exchange", "controls", "federation_config"}),
+    frozenset({"federation", "client_round", "federation_state", "personalised", "checkpoint_io", "loop", "strategy"}),
     frozenset({"cli"}),
 )
 # Outside the table: who may import what.

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from pl_fed._lightning import LightningModule
+from pl_fed.adapters import MERGED, Adapter
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.checkpoint import is_adapter, matching_state
 from pl_fed.modules.evaluation import Evaluation
@@ -176,6 +177,8 @@ class LoraModule(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint has the whole adapter, in these shapes."""
+        if any(name.endswith(f".{MERGED}") for name in checkpoint["state_dict"]):  # of a rule that changes the base
+            Adapter(self).add_merged()
         own = self.state_dict()
         trained = self._trained | {name for name in own if is_adapter(name)}
         checkpoint["state_dict"] = matching_state(checkpoint["state_dict"], own, sorted(trained))

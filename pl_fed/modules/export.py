@@ -14,8 +14,9 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from pl_fed.adapters import ADAPTER_NAME
+from pl_fed.adapters import ADAPTER_NAME, MERGED, Adapter
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.base import LoraModule
 from pl_fed.modules.checkpoint import fold_diagonals
@@ -86,18 +87,49 @@ def export_adapter(module: LoraModule, folder: str | Path, merge: bool = False, 
 
 
 def _write_adapter(module: LoraModule, folder: Path) -> None:
-    state = fold_diagonals(module.model.state_dict())
+    state, rank = _with_merged(module.model, fold_diagonals(module.model.state_dict()))
     # without "auto" peft would ask the hub for the base model's configuration; embeddings are never resized here
     tensors = get_peft_model_state_dict(module.model, state, ADAPTER_NAME, save_embedding_layers=False)
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = cast(LoraConfig, copy.deepcopy(module.model.peft_config[ADAPTER_NAME]))
     config.inference_mode = True
+    if rank != config.r:  # what was merged into the base model becomes further slots, of the same scale
+        scale = next(iter(Adapter(module.model).layers.values())).scale
+        config.r, config.use_rslora = rank, False
+        config.lora_alpha = scale * rank  # type: ignore[assignment]  # peft only divides it by the rank
     if not isinstance(config.target_modules, str):  # a set, whose order changes from run to run
         config.target_modules = sorted(config.target_modules or ())
     config.save_pretrained(str(folder))
     module.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(_model_card(module, sum(x.numel() for x in plain.values())))
+
+
+@torch.no_grad()
+def _with_merged(model: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """Return the tensors with what a rule merged into the base model as further slots, and their rank.
+
+    The change is decomposed exactly; every layer is padded with zeros to the largest rank.
+    """
+    layers = Adapter(model).layers
+    extra = {name: _factors(layer.merged) for name, layer in layers.items() if layer.merged is not None}
+    state = {name: value for name, value in state.items() if not name.endswith(f".{MERGED}")}
+    rank = max((layer.a.shape[0] for layer in layers.values()), default=0)
+    rank += max((a.shape[0] for a, _ in extra.values()), default=0)
+    for name, (a, b) in extra.items():
+        key_a, key_b = (f"{name}.lora_{side}.{ADAPTER_NAME}.weight" for side in "AB")
+        a, b = torch.cat([state[key_a], a]), torch.cat([state[key_b], b], dim=1)
+        state[key_a] = nn.functional.pad(a, (0, 0, 0, rank - a.shape[0]))
+        state[key_b] = nn.functional.pad(b, (0, rank - b.shape[1]))
+    return state, rank
+
+
+def _factors(change: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors (rank, d_in), (d_out, rank) of a dense change, without its zero singular values."""
+    u, s, vh = torch.linalg.svd(change.double(), full_matrices=False)
+    keep = s > torch.finfo(torch.float32).eps * max(change.shape) * s[:1].sum()
+    root = s[keep].sqrt()
+    return (root[:, None] * vh[keep]).to(change), (u[:, keep] * root).to(change)
 
 
 @torch.no_grad()
@@ -107,6 +139,12 @@ def _write_merged(module: LoraModule, folder: Path) -> None:
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             parameter.copy_(folded[name])
+    for layer in Adapter(model).layers.values():
+        if layer.merged is not None:
+            base = cast(nn.Parameter, layer.module.get_base_layer().weight)
+            change = layer.scale * layer.merged
+            transposed = vars(layer.module)["fan_in_fan_out"]  # Conv1D of transformers
+            base.add_((change.T if transposed else change).to(base))
     merged = model.merge_and_unload()
     with quiet():
         merged.save_pretrained(folder)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from pl_fed.errors import FederatedConfigError
-from pl_fed.rules.base import Rule, Weights, add_dense, add_updates, example_shares
+from pl_fed.rules.base import Rule, TrainedLayer, Weights, add_dense, example_shares
+from pl_fed.rules.fedsvd import refactored
+from pl_fed.rules.robust import RobustMean
 from pl_fed.updates import AdapterState, LayerState, Update, scatter_columns
 
 
@@ -31,8 +33,15 @@ class AFLoRA(Rule):
         init: Start of A: ``kaiming`` (as PEFT) or ``orthonormal`` rows.
         train_diagonal: Learn the diagonal; False freezes it at 1.
         diagonal_penalty: Factor mu of the penalty ``mu * mean |lam|`` in the clients' loss.
+        refactor: After each aggregation put A and C into the basis of the singular vectors of ``C A`` (ours): the
+            global model stays, slots are ordered by strength, and a client of rank r gets the best part of that rank.
+            A is then broadcast in every round.
+        mean: A robust mean in place of the weighted one, with ``delta``.
     """
 
+    source = "arXiv 2505.24773 (derived)"
+    up, down = "r_k d_out", "r_k d_out (A once)"
+    exact, heterogeneous = True, True
     sends_slots = True
 
     def __init__(
@@ -42,11 +51,17 @@ class AFLoRA(Rule):
         init: Literal["kaiming", "orthonormal"] = "kaiming",
         train_diagonal: bool = True,
         diagonal_penalty: float = 0.0,
+        refactor: bool = False,
+        mean: RobustMean | None = None,
     ) -> None:
+        super().__init__(mean)
+        if mean is not None and aggregation != "delta":
+            raise FederatedConfigError(f"Expected `aggregation: delta` with a robust `mean` but got `{aggregation}`.")
         if diagonal_penalty < 0:
             raise FederatedConfigError(f"Expected `diagonal_penalty` of 0 or more but got {diagonal_penalty}.")
         self.aggregation, self.rank_weights, self.start = aggregation, rank_weights, init
         self.train_diagonal, self.diagonal_penalty = train_diagonal, diagonal_penalty
+        self.rotates, self.exact = refactor, aggregation == "delta"
 
     def sides(self, round_idx: int) -> frozenset[str]:
         """B, and the diagonal unless it is frozen."""
@@ -65,7 +80,7 @@ class AFLoRA(Rule):
                     f"but got {noise.shape[1]}: lower `lora.r` or use `init: kaiming`."
                 )
             layers[name] = LayerState(torch.linalg.qr(noise).Q.T.to(layer.a), layer.b)
-        return AdapterState(layers, server.dense)
+        return AdapterState(layers, server.dense, server.merged)
 
     def weights(self, server: AdapterState, updates: Sequence[Update]) -> Weights:
         """Return ``n_k r_k / sum_j n_j r_j`` by layer; dense tensors are weighted by examples alone."""
@@ -78,14 +93,14 @@ class AFLoRA(Rule):
 
     def aggregate(self, server: AdapterState, updates: Sequence[Update]) -> AdapterState:
         """Return the server's adapter after the round; A does not move."""
-        weights = self.weights(server, updates)
         if self.aggregation == "delta":
-            return add_updates(server, updates, weights)
+            return super().aggregate(server, updates)
+        weights = self.weights(server, updates)
         layers = {
             name: LayerState(layer.a.clone(), self._folded(layer.b, name, updates, weights[name]))
             for name, layer in server.layers.items()
         }
-        return AdapterState(layers, add_dense(server, updates, weights[""]))
+        return AdapterState(layers, add_dense(server, updates, weights[""]), server.merged)
 
     def _folded(self, c: Tensor, name: str, updates: Sequence[Update], weights: Sequence[float]) -> Tensor:
         """Sum (``literal``) or average by slot (``slot``) the clients' folded B; (d_out, rank)."""
@@ -102,11 +117,18 @@ class AFLoRA(Rule):
             return total
         return torch.where(mass > 0, total / mass.clamp_min(torch.finfo(mass.dtype).tiny), c)
 
-    def add_penalty(self, layers: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> None:
+    def renew(self, server: AdapterState, generator: torch.Generator) -> AdapterState:
+        """Refactor, if asked to."""
+        return refactored(server) if self.rotates else server
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the diagonal is penalised."""
+        return self.diagonal_penalty > 0
+
+    def add_penalty(self, layers: Mapping[str, TrainedLayer]) -> None:
         """Add the gradient of ``mu * mean |lam|`` over the active slots of each layer."""
-        if self.diagonal_penalty == 0:
-            return
-        for _, _, diagonal in layers.values():
-            if diagonal is not None and diagonal.grad is not None:
-                active = int(torch.count_nonzero(diagonal)) or 1
-                diagonal.grad.add_(diagonal.detach().sign(), alpha=self.diagonal_penalty / active)
+        for layer in layers.values():
+            if layer.diagonal is not None and layer.diagonal.grad is not None:
+                share = self.diagonal_penalty / max(1, len(layer.slots))
+                layer.diagonal.grad.add_(layer.diagonal.detach().sign(), alpha=share)

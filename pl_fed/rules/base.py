@@ -6,10 +6,13 @@ process. A new rule is one file beside this one that overrides what differs.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pl_fed.errors import FederatedConfigError
+from pl_fed.rules.robust import RobustMean, add_robust
 from pl_fed.updates import (
     AdapterState,
     Broadcast,
@@ -25,18 +28,68 @@ Weights = Mapping[str, Sequence[float]]
 """Weight of each update by layer name; the key "" holds the weights of the dense tensors."""
 
 
+@dataclass(frozen=True)
+class TrainedLayer:
+    """A layer in local training: its live factors, and the slots that the client holds."""
+
+    a: Tensor
+    b: Tensor
+    diagonal: Tensor | None
+    slots: Tensor
+
+
 class Rule(ABC):
     """An aggregation rule; subclasses state their source in the file header.
 
+    Args:
+        mean: A robust mean in place of the weighted one, for rules that average.
+
     Attributes:
+        source: Where it was published.
+        up: What a client uploads for a layer, in numbers; D = d_in + d_out, r_k is the client's rank.
+        down: What it downloads.
         sends_slots: Whether slot ids travel with the update (else clients hold the first slots, and a count is known).
+        exact: Whether the new global model is the old one plus the weighted mean of the clients' dense updates.
+        heterogeneous: Whether the published rule is for unequal ranks. The others are extended here: a slot that a
+            client does not hold gets no change from it.
+        sums_only: Whether the server needs no more than weighted sums of the updates (secure aggregation).
+        averages: Whether the server takes a mean of the updates, which can be a robust one.
+        merges: Whether the server changes the base model.
+        rotates: Whether the server changes the basis of the slots; then they are ordered, and clients hold the first.
+        reinitialises: Whether both sides draw new factors from the seed in every round, so that none is broadcast.
+        keeps: What stays on the client (any of ``a``, ``b``, ``dense``): its model is its own, there is no global one.
+        why_not_averages: For errors: what the server does in place of a mean.
     """
 
+    source = ""
+    up, down = "", ""
     sends_slots = False
+    exact = False
+    heterogeneous = False
+    sums_only = True
+    averages = True
+    merges = False
+    rotates = False
+    reinitialises = False
+    keeps: frozenset[str] = frozenset()
+    why_not_averages = ""
+
+    def __init__(self, mean: RobustMean | None = None) -> None:
+        if mean is not None and not self.averages:
+            raise FederatedConfigError(
+                f"Expected no robust `mean` with {type(self).__name__} but got {mean}: {self.why_not_averages}. Use it "
+                "with a rule that averages, such as AFLoRA, FedIT or FFALoRA."
+            )
+        self.mean = mean
+
+    @property
+    def personalised(self) -> bool:
+        """Whether each client has a model of its own, and the server none."""
+        return bool(self.keeps & {"a", "b"})
 
     @abstractmethod
     def sides(self, round_idx: int) -> frozenset[str]:
-        """Return what clients train and send in this round: any of ``a``, ``b``, ``diagonal``."""
+        """Return what clients train in this round: any of ``a``, ``b``, ``diagonal``."""
 
     def optimizer_sides(self) -> frozenset[str]:
         """Return everything that a client may train in any round; the optimizer holds these."""
@@ -46,19 +99,31 @@ class Rule(ABC):
         """Return the server's adapter before the first round; by default the one PEFT made."""
         return server
 
-    def broadcast(self, server: AdapterState, slots: Slots, send_a: bool) -> Broadcast:
+    def broadcast(self, server: AdapterState, slots: Slots, sides: frozenset[str] = frozenset({"a", "b"})) -> Broadcast:
         """Return what one client downloads: its slots of every layer.
 
         Args:
             server: The server's adapter.
             slots: The client's active slots.
-            send_a: Whether the client does not have its rows of A already.
+            sides: The factors that the client does not have already.
         """
-        layers = {
-            name: LayerSlots(ids, server.layers[name].a[ids] if send_a else None, server.layers[name].b[:, ids])
-            for name, ids in slots.items()
-        }
-        return Broadcast(layers, dict(server.dense))
+        send = sides - self.keeps
+        layers = {}
+        for name, ids in slots.items():
+            layer = server.layers[name]
+            a, b = layer.a[ids] if "a" in send else None, layer.b[:, ids] if "b" in send else None
+            layers[name] = LayerSlots(ids, a, b)
+        return Broadcast(layers, {} if "dense" in self.keeps else dict(server.dense))
+
+    def prune(self, before: AdapterState, after: AdapterState, slots: Slots) -> Slots:
+        """Return the slots that a client holds after local training; by default those it had.
+
+        Args:
+            before: What the client received, at the server's rank.
+            after: What it has after local training, diagonals folded.
+            slots: The slots it holds.
+        """
+        return slots
 
     def update(
         self,
@@ -81,8 +146,8 @@ class Rule(ABC):
         for name, ids in slots.items():
             old, new = before.layers[name], after.layers[name]
             folded = new.b * diagonals[name] if name in diagonals else new.b  # B diag(lam), (d_out, rank)
-            a = (new.a - old.a)[ids] if "a" in sides else None
-            b = (folded - old.b)[:, ids] if "b" in sides else None
+            a = (new.a - old.a)[ids] if "a" in sides - self.keeps else None
+            b = (folded - old.b)[:, ids] if "b" in sides - self.keeps else None
             layers[name] = LayerSlots(ids, a, b)
         return layers
 
@@ -93,14 +158,26 @@ class Rule(ABC):
 
     def aggregate(self, server: AdapterState, updates: Sequence[Update]) -> AdapterState:
         """Return the server's adapter after the round: every update added at its slots with its weight."""
+        if self.mean is not None:
+            return add_robust(server, updates, self.mean)
         return add_updates(server, updates, self.weights(server, updates))
 
-    def add_penalty(self, layers: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> None:  # noqa: B027  # a hook
-        """Add the gradient of the rule's penalty on (A, B, diagonal) of each layer; by default there is none."""
+    def renew(self, server: AdapterState, generator: torch.Generator) -> AdapterState:
+        """Return the adapter of the next broadcast, after the server optimizer: the same function in another form."""
+        return server
+
+    def add_penalty(self, layers: Mapping[str, TrainedLayer]) -> None:  # noqa: B027  # a hook
+        """Add the gradient of the rule's penalty on the factors of each layer; by default there is none."""
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether `add_penalty` is to be called."""
+        return type(self).add_penalty is not Rule.add_penalty
 
     def settings(self) -> dict[str, str]:
         """Return the rule's name and arguments, to recognise it in a checkpoint."""
-        return {"rule": type(self).__name__, **{key: repr(value) for key, value in sorted(vars(self).items())}}
+        own = {key: repr(value) for key, value in sorted(vars(self).items()) if not isinstance(value, frozenset)}
+        return {"rule": type(self).__name__, **own}
 
 
 def example_shares(updates: Sequence[Update]) -> list[float]:
@@ -122,7 +199,7 @@ def add_updates(server: AdapterState, updates: Sequence[Update], weights: Weight
             if part.b is not None:
                 b.add_(scatter_columns(part.b, part.slots, rank), alpha=weight)
         layers[name] = LayerState(a, b)
-    return AdapterState(layers, add_dense(server, updates, weights[""]))
+    return AdapterState(layers, add_dense(server, updates, weights[""]), server.merged)
 
 
 def add_dense(server: AdapterState, updates: Sequence[Update], weights: Sequence[float]) -> dict[str, Tensor]:

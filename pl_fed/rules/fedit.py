@@ -11,6 +11,9 @@ from pl_fed.rules.base import Rule
 class FedIT(Rule):
     """Clients train A and B; the server adds the example-weighted mean of each. Up and down r (d_in + d_out)."""
 
+    source = "arXiv 2305.05644"
+    up, down = "r D", "r D"
+
     def sides(self, round_idx: int) -> frozenset[str]:
         """Both factors."""
         return frozenset({"a", "b"})

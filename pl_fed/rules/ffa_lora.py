@@ -11,6 +11,10 @@ from pl_fed.rules.base import Rule
 class FFALoRA(Rule):
     """Clients train B only; A stays as it was initialised. Upload and download r d_out."""
 
+    source = "arXiv 2403.12313"
+    up, down = "r d_out", "r d_out"
+    exact = True
+
     def sides(self, round_idx: int) -> frozenset[str]:
         """B only."""
         return frozenset({"b"})
