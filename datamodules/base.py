@@ -59,6 +59,11 @@ class FederatedData(LightningDataModule, ABC):
                 "Expected `splits.test_fraction` above 0 for `loading.personalised` but got 0: clients would have "
                 "nothing to be tested on."
             )
+        if loading.personalised_validation and not splits.validation_fraction:
+            raise FederatedConfigError(
+                "Expected `splits.validation_fraction` above 0 for `loading.personalised_validation` but got 0: "
+                "clients would have nothing to be validated on."
+            )
         self.dataset, self.splits, self.loading = dataset, splits, loading
         self.partitioner = IidPartitioner(10) if partitioner is None else partitioner
         self.tokenizer, self.max_length, self.batch_size = tokenizer, max_length, batch_size
@@ -158,7 +163,10 @@ class FederatedData(LightningDataModule, ABC):
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return all clients' validation examples; without any, the data's own validation split if it has one."""
         if self.splits.validation_fraction:
-            return self._plain(self._held_out("validation", self.partition.validation))
+            plain = self._plain(self._held_out("validation", self.partition.validation))
+            if self.loading.personalised_validation:
+                return [plain, self._by_client(self.partition.validation, personalised=True)]
+            return plain
         return self._plain(self._own["validation"]) if self._own.get("validation") else []
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
@@ -166,18 +174,14 @@ class FederatedData(LightningDataModule, ABC):
         loaders: list[DataLoader[Any]] = [self._plain(self._own["test"])] if self._own.get("test") else []
         if self.splits.test_fraction:
             self._held_out("test", self.partition.test)
-            shards = [self._by_length(shard) for shard in self.partition.test]
             for personalised in (False, True)[: 1 + self.loading.personalised]:
-                loaders.append(
-                    ClientLoader(
-                        self._examples,
-                        shards,
-                        self.loading.eval_batch_size,
-                        personalised,
-                        **self._options(evaluation=True),
-                    )
-                )
+                loaders.append(self._by_client(self.partition.test, personalised))
         return loaders
+
+    def _by_client(self, shards: Sequence[Sequence[int]], personalised: bool) -> ClientLoader:
+        ordered = [self._by_length(shard) for shard in shards]
+        size, options = self.loading.eval_batch_size, self._options(evaluation=True)
+        return ClientLoader(self._examples, ordered, size, personalised, **options)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the data's own test split, else all clients' test examples; in order."""

@@ -82,6 +82,7 @@ class LoadingConfig:
         num_workers: Worker processes of each loader; 0 loads in the main process.
         pad_to_multiple_of: Pad to a multiple of this many tokens, for kernels that need it.
         personalised: Also test every client with the adapter that it keeps, as one more test loader.
+        personalised_validation: The same in every validation, on the clients' validation examples.
         generation: Give evaluation batches the prompts alone too, padded on the left (instruction data only).
         config_name: Configuration of a hub data set that has several.
         cache_dir: Folder of the tokenised data; None means ``tokens`` in `pl_fed.assets.cache_dir`.
@@ -92,6 +93,7 @@ class LoadingConfig:
     num_workers: int = 0
     pad_to_multiple_of: int | None = None
     personalised: bool = False
+    personalised_validation: bool = False
     generation: bool = False
     config_name: str | None = None
     cache_dir: str | None = None

@@ -154,12 +154,18 @@ def _upload(federation: "Federation", client: ClientContext) -> None:
     layers = rule.update(before, after, client.diagonals, client.slots, sides)
     sent = {} if "dense" in rule.keeps else after.dense
     dense = {name: value - before.dense[name] for name, value in sent.items()}
-    update = Update(client.client_id, client.num_examples, layers, dense)
+    update = Update(client.client_id, _trained_examples(federation, client), layers, dense)
     if federation.controls is not None:
         update.control = federation.controls.update(client, federation.states[client.client_id].control)
     generator = _generator(federation, client.client_id, 0x0B)
     wire = Wire(federation.config.codecs.up, generator, rule.sends_slots, exact_a=False)
     client.update, client.upload_bytes = wire.update(update), wire.num_bytes
+
+
+def _trained_examples(federation: "Federation", client: ClientContext) -> int:
+    """Return the client's weight: its shard's size, or the share of it that `limit_train_batches` left."""
+    share = federation.step / len(federation.work.batches)
+    return client.num_examples if share >= 1 else max(1, round(client.num_examples * share))
 
 
 def _clock(federation: "Federation", client: ClientContext) -> None:

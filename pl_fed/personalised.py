@@ -13,7 +13,7 @@ from pl_fed.updates import AdapterState
 
 
 class PersonalisedEvaluation(Callback):
-    """Swaps clients' own adapters in while a test loader asks for them (`ClientLoader(personalised=True)`).
+    """Swaps clients' own adapters in while an evaluation loader asks for them (`ClientLoader(personalised=True)`).
 
     A client that never took part is evaluated with the server's adapter, which is all it has.
     """
@@ -30,16 +30,8 @@ class PersonalisedEvaluation(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Refuse a personalised loader, which would get the server's adapter.
-
-        Raises:
-            FederatedConfigError: If the loader is personalised.
-        """
-        if _is_personalised(trainer.val_dataloaders, dataloader_idx):
-            raise FederatedConfigError(
-                "Expected a personalised loader among the test loaders but got one for validation: return it from "
-                "`test_dataloader`."
-            )
+        """Load the adapter of the batch's client, or the server's for other loaders and before any was kept."""
+        self._load(trainer.val_dataloaders, dataloader_idx, batch)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -49,28 +41,38 @@ class PersonalisedEvaluation(Callback):
         Raises:
             FederatedConfigError: If no client kept an adapter, or the batch does not name its client.
         """
-        if not _is_personalised(trainer.test_dataloaders, dataloader_idx):
-            self._restore()
-            return
-        federation = self.federation
-        assert federation is not None
-        kept = self.loaded
-        if kept is None:
-            kept = {k: state.adapter for k, state in federation.states.items() if state.adapter}
-        if not kept:
+        if _is_personalised(trainer.test_dataloaders, dataloader_idx) and not self._kept():
             raise FederatedConfigError(
                 "Expected clients' own adapters for the personalised loader but none were kept: train with "
                 "`clients.keep_adapters: true` and test from that run or its checkpoint."
             )
+        self._load(trainer.test_dataloaders, dataloader_idx, batch)
+
+    def _kept(self) -> dict[int, dict[str, Tensor]]:
+        assert self.federation is not None
+        if self.loaded is not None:
+            return self.loaded
+        return {k: state.adapter for k, state in self.federation.states.items() if state.adapter}
+
+    def _load(self, loaders: Any, dataloader_idx: int, batch: Any) -> None:
+        if not _is_personalised(loaders, dataloader_idx):
+            self._restore()
+            return
+        assert self.federation is not None
         if not isinstance(batch, Mapping) or "client_id" not in batch:
             raise FederatedConfigError(
                 "Expected batches that name their client from the personalised loader but got none with a `client_id`: "
                 "let the examples of its data set have one."
             )
+        adapter = self.federation.adapter
         if self._server is None:
-            self._server = federation.adapter.read().clone()
-        own = kept.get(int(batch["client_id"][0]))
-        federation.adapter.write(self._server if own is None else AdapterState.from_tensors(own))
+            self._server = adapter.read().clone()
+        own = self._kept().get(int(batch["client_id"][0]))
+        adapter.write(self._server if own is None else AdapterState.from_tensors(own))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the server's adapter back, before the round's client is."""
+        self._restore()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the server's adapter back."""

@@ -92,11 +92,10 @@ class FederatedStrategy(SingleDeviceStrategy):
             return  # Lightning also connects without a Trainer
         self.loop.trainer = model.trainer
         callbacks = _callbacks(model.trainer)
-        if self.personal not in callbacks:
-            callbacks.append(self.personal)
-        if self.loop not in callbacks:
-            place = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
-            callbacks.insert(place, self.loop)
+        for own in (self.personal, self.loop):  # in this order: the loop puts its client over the server's adapter
+            if own not in callbacks:
+                place = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
+                callbacks.insert(place, own)
         self.loop.plan = None
 
     def setup(self, trainer: Trainer) -> None:

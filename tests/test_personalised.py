@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from pl_fed.clients import ClientsConfig
 from pl_fed.context import RoundContext
@@ -233,8 +233,19 @@ def test_batches_must_name_their_client() -> None:
             trainer.test(module, loader(True, dataset), verbose=False)
 
 
-def test_a_personalised_loader_is_no_validation_loader() -> None:
-    trainer, module, _ = fit()
-    with pytest.raises(FederatedConfigError, match="among the test loaders but got one for validation"):
-        trainer.validate(module, loader(True), verbose=False)
-    assert trainer.validate(module, DataLoader(Tokens(2)), verbose=False)[0]["val/loss"] > 0
+def test_validation_with_clients_own_adapters() -> None:
+    """The figure is that of the test loop, it differs from the server's, and training does not notice."""
+
+    def run(validation: Any) -> tuple[pl.Trainer, TinyLM]:
+        module = TinyLM()
+        trainer = make_trainer(make_strategy(AFLoRA(), clients=KEEP), max_epochs=2, val_check_interval=2)
+        trainer.fit(module, round_loader(), validation)
+        return trainer, module
+
+    trainer, module = run(loader(True))
+    expected = adapter_tensors(run(eval_loader())[1])
+    assert all(torch.equal(value, expected[name]) for name, value in adapter_tensors(module).items())
+    (own,), (server,) = (trainer.validate(module, loader(own), verbose=False) for own in (True, False))
+    assert own["val/loss"] == trainer.test(module, loader(True), verbose=False)[0]["test/loss"]
+    assert own["val/loss"] != server["val/loss"]
+    assert all(torch.equal(value, expected[name]) for name, value in adapter_tensors(module).items())

@@ -31,6 +31,13 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda"]])
 
 
+def seed_rng(seed: int) -> None:
+    """Seed torch on the CPU and on every CUDA device: `torch.manual_seed` asks every other back end too."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
+
+
 class SequentialEngine(Engine):
     """Trains clients one after the other."""
 
@@ -70,7 +77,7 @@ class SequentialEngine(Engine):
                 state = copy.deepcopy(state)  # the optimizer would go on writing into the client's copy
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         self._set_schedules(client.optimizer["schedules"] if kept and client.optimizer else self._schedule_start)
-        torch.manual_seed(seed)
+        seed_rng(seed)
         self._rng, self._grads, self._restore_rng = rng_state(), [], False
 
     def finish(self, client: ClientState, kept: bool) -> None:
