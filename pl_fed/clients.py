@@ -182,10 +182,23 @@ class ClientsConfig:
     def over_budget(self, rank: int, cost: ClientCost, device: DeviceProfile | None) -> str:
         """Say which of memory and uplink a rank breaks; empty if it fits both."""
         if device is not None and cost.memory_bytes(rank) > device.memory_gb * 2**30:
-            return f"{cost.memory_bytes(rank) / 2**30:.2f} GiB of memory, `{device.name}` has {device.memory_gb} GiB"
+            needed = _above(cost.memory_bytes(rank) / 2**30, device.memory_gb)
+            return f"{needed} GiB of memory, `{device.name}` has {device.memory_gb} GiB"
         if self.uplink_mb is not None and cost.upload_bytes(rank) > self.uplink_mb * 1e6:
-            return f"{cost.upload_bytes(rank) / 1e6:.3f} MB of upload, `clients.uplink_mb` is {self.uplink_mb}"
+            needed = _above(cost.upload_bytes(rank) / 1e6, self.uplink_mb)
+            return f"{needed} MB of upload, `clients.uplink_mb` is {self.uplink_mb}"
         return ""
+
+
+def _above(value: float, budget: float) -> str:
+    """Write a value above a budget with three significant digits, or with as many as show that it is above.
+
+    Example:
+        >>> _above(0.0002563, 1e-05), _above(2.0004, 2.0), _above(12345.0, 1.0)
+        ('0.000256', '2.0004', '12345')
+    """
+    digits = range(max(3, len(str(int(value)))), 17)
+    return next((text for n in digits if float(text := f"{value:.{n}g}") > budget), repr(value))
 
 
 @dataclass

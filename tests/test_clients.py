@@ -49,6 +49,16 @@ def test_stated_ranks_bind_and_are_dealt_out_in_turn() -> None:
     assert ClientsConfig().rank_cap(5, 16, COST) == 16
 
 
+@pytest.mark.parametrize(("memory", "uplink_mb"), [(0.5, None), (8.0, 1e-6), (1.00000001, None)])
+def test_what_is_needed_is_shown_to_be_more(memory: float, uplink_mb: float | None) -> None:
+    """Read back from the sentence, the need is above the budget, and near what the cost says in bytes."""
+    device = DeviceProfile(memory_gb=memory)
+    found = ClientsConfig(devices=[device], uplink_mb=uplink_mb).over_budget(1, COST, device)
+    needed, budget = (float(found.split()[0]), memory) if uplink_mb is None else (float(found.split()[0]), uplink_mb)
+    exact = COST.memory_bytes(1) / 2**30 if uplink_mb is None else COST.upload_bytes(1) / 1e6
+    assert needed > budget and needed == pytest.approx(exact, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
