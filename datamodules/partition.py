@@ -163,6 +163,11 @@ def _rows(partitioner: Partitioner, data: datasets.Dataset, indices: Sequence[in
     if column is None and type(partitioner).__module__.startswith("flwr_datasets."):
         columns = []  # looks at no content, so no text is copied
     content = data.select_columns(columns).with_format(None)[list(indices)] if columns else {}
+    if column is not None and (missing := sum(value is None for value in content[column])):
+        raise FederatedConfigError(
+            f"Expected a value in every row of `partitioner.partition_by`='{column}' but {missing} of {len(indices)} "
+            "have none: fill them in or leave these rows out of the data."
+        )
     return _Rows.from_dict({**content, INDEX: list(indices)})
 
 

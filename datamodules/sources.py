@@ -1,5 +1,6 @@
 """Data sets by name: a local file or folder, the hub, or the packaged sets for machines that reach no hub."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ SPLITS = {  # the name that we use, and those that data sets use
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")  # of 64 bits
 Splits = dict[str, datasets.Dataset]
 
 
@@ -96,7 +98,7 @@ def _load_file(path: Path, cache_dir: Path | None) -> datasets.Dataset:
     options = {"sep": "\t"} if path.suffix == ".tsv" else {}
     cache = None if cache_dir is None else str(cache_dir)
     try:
-        return datasets.load_dataset(
+        rows = datasets.load_dataset(
             BUILDERS[path.suffix], data_files=str(path), split="train", cache_dir=cache, **options
         )
     except StopIteration:
@@ -106,6 +108,29 @@ def _load_file(path: Path, cache_dir: Path | None) -> datasets.Dataset:
             f"Expected {path.name!r} to be a table with the same columns in every row but got: "
             f"{error.__cause__ or error}"
         ) from error
+    return _with_integers(rows, path, cache, **options) if BUILDERS[path.suffix] == "csv" else rows
+
+
+def _with_integers(rows: datasets.Dataset, path: Path, cache: str | None, **options: str) -> datasets.Dataset:
+    """Give those columns of a CSV file their integers back that pandas made floats since a cell is empty.
+
+    An empty cell is None, and ``3`` stays 3; a column with a single ``3.0`` in it keeps its floats.
+    """
+    floats = [name for name, feature in rows.features.items() if feature.dtype == "float64"]
+    suspects = [name for name in floats if 0 < rows.data.column(name).null_count < len(rows)]
+    if not suspects:
+        return rows
+    features = datasets.Features({**rows.features, **{name: datasets.Value("string") for name in suspects}})
+    written = datasets.load_dataset(
+        "csv", data_files=str(path), split="train", cache_dir=cache, features=features, **options
+    )
+    columns = rows.column_names
+    for name in suspects:
+        cells = written[name][:]
+        if all(INTEGER.fullmatch(cell) for cell in cells if cell is not None):
+            values = [None if cell is None else int(cell) for cell in cells]
+            rows = rows.remove_columns(name).add_column(name, values)
+    return rows.select_columns(columns)
 
 
 def _load_folder(folder: Path, cache_dir: Path | None) -> Splits:

@@ -170,5 +170,5 @@ def test_used_partitioner() -> None:
 
 def test_missing_natural_ids() -> None:
     data = table([0, 1], user=["ann", None])
-    with pytest.raises(FederatedConfigError, match="Expected NaturalIdPartitioner to split 2 examples but got: "):
+    with pytest.raises(FederatedConfigError, match="`partitioner.partition_by`='user' but 1 of 2 have none: fill"):
         assign(NaturalIdPartitioner("user"), data, range(2))
