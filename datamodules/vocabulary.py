@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import textwrap
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -18,17 +19,30 @@ def find_tokenizer(name: str | None, module: Any) -> PreTrainedTokenizerBase:
         module: The LightningModule, if there is one.
 
     Raises:
-        FederatedConfigError: If there is neither.
+        FederatedConfigError: If there is neither, or it cannot be loaded.
     """
     found: PreTrainedTokenizerBase | None = getattr(module, "tokenizer", None)
     if name is not None:
-        found = AutoTokenizer.from_pretrained(assets.resolve_model(name))
+        found = _load(name)
     if found is None:
         owner = "there is no module" if module is None else f"{type(module).__name__} has none"
         raise FederatedConfigError(
             f"Expected `tokenizer` or a LightningModule with a `tokenizer` but {owner}: set `tokenizer` to the name of "
             "the model."
         )
+    return found
+
+
+def _load(name: str) -> PreTrainedTokenizerBase:
+    folder = assets.resolve_model(name, "tokenizer")
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")  # transformers writes paragraphs
+        raise FederatedConfigError(
+            f"Expected `tokenizer` to be the folder or hub id of a tokenizer but got '{name}' ({reason}): choose "
+            "another or complete its files."
+        ) from error
     return found
 
 

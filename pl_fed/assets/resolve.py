@@ -30,11 +30,12 @@ def is_packaged_dataset(name: str) -> bool:
     return _find(name, packaged_datasets()) is not None
 
 
-def resolve_model(model: str) -> str:
+def resolve_model(model: str, setting: str = "model") -> str:
     """Return what to pass to ``from_pretrained`` to get `model` on this machine.
 
     Args:
         model: A local folder, a hub id, or ``tiny-random-llama`` for a random model that is made on the spot.
+        setting: What the user calls it, for the error.
 
     Returns:
         `model` itself if it is a folder, if the local hub cache holds it, or if the hub can be asked for it; otherwise
@@ -59,9 +60,9 @@ def resolve_model(model: str) -> str:
     asset = _find(model, packaged_models())
     if asset is None:
         raise AssetNotFoundError(
-            "expected `model` to be a local folder, a model on the hub, one in the hub's local cache (with config,"
-            f" weights and tokenizer) or a packaged one but got '{model}'; the hub was not used because {obstacle}."
-            f" {_available(packaged_models())}"
+            f"Expected `{setting}` to be a local folder, a model on the hub, one in the hub's local cache (with config,"
+            f" weights and tokenizer) or a packaged one but got '{model}': check the name, and know that the hub was"
+            f" not used because {obstacle}, and that packaged are only {_available(packaged_models())}."
         )
     return str(_cached(asset, "models"))
 
@@ -82,7 +83,9 @@ def load_packaged_dataset(name: str) -> DatasetDict:
     """
     asset = _find(name, packaged_datasets())
     if asset is None:
-        raise AssetNotFoundError(f"expected a packaged data set but got '{name}'. {_available(packaged_datasets())}")
+        raise AssetNotFoundError(
+            f"Expected a packaged data set but got '{name}': packaged are only {_available(packaged_datasets())}."
+        )
     return DatasetDict.load_from_disk(_cached(asset, "datasets"))
 
 
@@ -105,4 +108,4 @@ def _find(name: str, assets: Iterable[PackagedAsset]) -> PackagedAsset | None:
 
 
 def _available(assets: Iterable[PackagedAsset]) -> str:
-    return "Packaged are: " + "; ".join(str(asset) for asset in assets)
+    return "; ".join(str(asset) for asset in assets)

@@ -7,6 +7,7 @@ anything else is an error.
 
 import logging
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from pl_fed.adapters import ADAPTER_NAME
-from pl_fed.assets import resolve_model
+from pl_fed.assets import AssetNotFoundError, resolve_model
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.settings import LoraSettings, ModelLoading
 
@@ -215,9 +216,13 @@ def _arguments(loading: ModelLoading, device: torch.device) -> dict[str, Any]:
 def _named_in_errors(model: str, expected: str) -> Iterator[None]:
     try:
         yield
+    except AssetNotFoundError as error:
+        raise FederatedConfigError(str(error)) from error
     except (OSError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")  # transformers writes paragraphs
         raise FederatedConfigError(
-            f"Expected `model` to be the folder or hub id of {expected} but got '{model}': {error}"
+            f"Expected `model` to be the folder or hub id of {expected} but got '{model}' ({reason}): choose another "
+            "or complete its files."
         ) from error
 
 

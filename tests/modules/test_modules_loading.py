@@ -161,12 +161,20 @@ def test_a_head_of_another_size_is_replaced(bert: str, tmp_path: Path) -> None:
 
 
 def test_unknown_model() -> None:
-    with pytest.raises(
-        FederatedConfigError, match="Expected `model` to be the folder or hub id .* got 'no/such-model'"
-    ):
-        _ = LoraCausalLM("no/such-model").tokenizer
-    with pytest.raises(FederatedConfigError, match="a model for AutoModelForCausalLM but got 'no/such-model'"):
-        LoraCausalLM("no/such-model").configure_model()
+    """One sentence, which says once what was expected and what came."""
+    for load in (lambda: LoraCausalLM("no/such-model").tokenizer, LoraCausalLM("no/such-model").configure_model):
+        with pytest.raises(FederatedConfigError, match="^Expected `model` to be a local folder") as caught:
+            load()
+        message = str(caught.value)
+        assert message.lower().count("expected") == message.count("no/such-model") == 1, message
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    expected = f"^Expected `model` to be the folder or hub id of a tokenizer but got '{tmp_path}' [(].*[)]: choose"
+    with pytest.raises(FederatedConfigError, match=expected) as caught:
+        _ = LoraCausalLM(str(tmp_path)).tokenizer
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
