@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from pl_fed._lightning import LightningModule
 from pl_fed.adapters import MERGED, Adapter
 from pl_fed.errors import FederatedConfigError
-from pl_fed.modules.checkpoint import is_adapter, matching_state
+from pl_fed.modules.checkpoint import check_class, is_adapter, matching_state
 from pl_fed.modules.evaluation import Evaluation
 from pl_fed.modules.loading import (
     add_adapter,
@@ -176,7 +176,8 @@ class LoraModule(LightningModule, ABC):
         checkpoint["state_dict"] = {name: v for name, v in state.items() if is_adapter(name) or name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint has the whole adapter, in these shapes."""
+        """Check that the checkpoint is of this class and has the whole adapter, in these shapes."""
+        check_class(checkpoint, type(self))
         if any(name.endswith(f".{MERGED}") for name in checkpoint["state_dict"]):  # of a rule that changes the base
             Adapter(self).add_merged()
         own = self.state_dict()

@@ -5,6 +5,8 @@ strict about the base model's tensors, and strict about all others.
 """
 
 from collections.abc import Iterable, Mapping
+from pydoc import locate
+from typing import Any
 
 from torch import Tensor
 
@@ -35,6 +37,27 @@ def fold_diagonals(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         b = name.replace(".lora_A.", ".lora_B.").removesuffix(DIAGONAL) + ".weight"
         folded[b] = folded[b] * state[name]  # (d_out, rank) * (rank,)
     return folded
+
+
+def check_class(checkpoint: Mapping[str, Any], module: type) -> None:
+    """Check that a checkpoint was saved by this class of module, or by one that it inherits from or that inherits it.
+
+    Args:
+        checkpoint: What a Trainer saved; without a class in its hyperparameters it is not checked.
+        module: Class of the module that is to load it.
+
+    Raises:
+        CheckpointMismatchError: If it belongs to another class.
+    """
+    saved = checkpoint.get("hyper_parameters", {}).get("_class_path")
+    if saved is None or saved in (f"{base.__module__}.{base.__qualname__}" for base in module.__mro__):
+        return
+    found = locate(saved)
+    if not (isinstance(found, type) and issubclass(found, module)):
+        raise CheckpointMismatchError(
+            f"Expected a checkpoint of `{module.__name__}` but got one of `{saved.rpartition('.')[2]}`: set "
+            f"`model.class_path` to {saved} with the settings it was trained with, or give another `ckpt_path`."
+        )
 
 
 def matching_state(

@@ -223,3 +223,21 @@ class Words(pl.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         return language_loader()
+
+
+def test_a_checkpoint_of_another_module(bert: str, llama: str, trainer: Make, tmp_path: Path) -> None:
+    """Refused by the classes, whatever their tensors; a subclass and its base load each other's."""
+
+    class Mine(LoraCausalLM):
+        pass
+
+    run, path = trainer(), tmp_path / "a.ckpt"
+    run.fit(LoraCausalLM(llama, LoraSettings(r=2)), language_loader())
+    run.save_checkpoint(path)
+    other = LoraSequenceClassifier(bert, LoraSettings(r=2), num_labels=3)
+    with pytest.raises(CheckpointMismatchError, match="of `LoraSequenceClassifier` but got one of `LoraCausalLM`: set"):
+        trainer().test(other, class_loader(), ckpt_path=path, verbose=False, weights_only=True)
+    again = Mine(llama, LoraSettings(r=2))
+    trainer().test(again, language_loader(), ckpt_path=path, verbose=False, weights_only=True)
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert same({name: again.state_dict()[name] for name in saved}, saved)
