@@ -4,14 +4,13 @@ It is LightningCLI with our defaults (`configs/defaults.yaml`), a run folder and
 `export` command. A user's error ends in one sentence; ``PL_FED_TRACEBACK=1`` shows where it came from.
 """
 
-import json
 import logging
 import os
-import re
 import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,13 +19,15 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from pl_fed import strategy as strategy  # registers the name `federated`
 from pl_fed.assets import AssetFetchError, AssetNotFoundError
 from pl_fed.checkpoint_io import AtomicCheckpointIO
+from pl_fed.cli_parser import FederatedArgumentParser, own_sentence
+from pl_fed.cli_trainer import FederatedTrainer
 from pl_fed.errors import CheckpointError, FederatedConfigError, TooFewClientsError
 from pl_fed.modules.base import LoraModule
+from pl_fed.modules.checkpoint import check_class
 from pl_fed.modules.export import export_adapter
 
 DEFAULTS = Path(__file__).parent / "configs" / "defaults.yaml"
@@ -62,60 +63,6 @@ class RunConfig:
     project: str = "pl_fed"
     group: str | None = None
     export_adapter: bool = True
-
-
-class FederatedTrainer(Trainer):
-    """Lightning's Trainer with the `export` command."""
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Predict, and write the results to ``predictions.jsonl`` in the run folder, one line each."""
-        batches = super().predict(*args, **kwargs)
-        if batches and self.loggers and self.log_dir and self.is_global_zero:
-            path = Path(self.log_dir) / "predictions.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = [row for batch in batches for row in _rows(batch)]
-            path.write_text("".join(json.dumps({"prediction": row}, ensure_ascii=False) + "\n" for row in rows))
-            rank_zero_info(f"Predictions: {path}")
-        return batches
-
-    def export(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule | None = None,
-        ckpt_path: str | None = None,
-        folder: str = "adapter",
-        merge: bool = False,
-        overwrite: bool = False,
-    ) -> Path:
-        """Write a checkpoint's adapter as a PEFT folder.
-
-        Args:
-            model: The module.
-            datamodule: Not used; the checkpoint knows the number of classes.
-            ckpt_path: Checkpoint to export.
-            folder: Where to.
-            merge: Also write the base model with the adapter merged into it.
-            overwrite: Replace what is in the folder.
-        """
-        if ckpt_path is None:
-            raise FederatedConfigError("Expected `--ckpt_path` with the checkpoint to export but got none.")
-        if not isinstance(model, LoraModule):
-            raise FederatedConfigError(f"Expected a LoRA module to export but got `{type(model).__name__}`.")
-        checkpoint = self.strategy.checkpoint_io.load_checkpoint(ckpt_path, weights_only=True)
-        if "state_dict" not in checkpoint:
-            raise CheckpointError(f"Expected a checkpoint of a run but '{ckpt_path}' holds no `state_dict`.")
-        loaded = type(model).load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
-        target = export_adapter(loaded, folder, merge=merge, overwrite=overwrite)
-        rank_zero_info(f"The adapter is in {target}; load it with peft.PeftModel.from_pretrained(base, '{target}').")
-        return target
-
-
-def _rows(batch: Any) -> list[Any]:
-    """Return a batch's predictions one by one, as plain Python values."""
-    if isinstance(batch, dict):
-        columns = {name: _rows(value) for name, value in batch.items()}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return batch.tolist() if isinstance(batch, Tensor) else list(batch)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -156,6 +103,11 @@ class FederatedCLI(LightningCLI):
         """Return Lightning's commands and `export`."""
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser whose errors are one sentence."""
+        self.parser_class = FederatedArgumentParser
+        return super().init_parser(**kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--run.*``."""
         parser.add_class_arguments(RunConfig, "run")
@@ -167,10 +119,13 @@ class FederatedCLI(LightningCLI):
         return found if isinstance(found, RunConfig) else RunConfig(**vars(found))
 
     def _parse_ckpt_path(self) -> None:
-        """Refuse a broken checkpoint in our words, before Lightning reads its hyperparameters."""
-        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
+        """Refuse a broken checkpoint or another module's, before Lightning puts its hyperparameters over ours."""
+        options = self.config[self.config.subcommand] if self.config.get("subcommand") else {}
+        path, model = options.get("ckpt_path"), options.get("model")
         if path and Path(path).is_file():
-            AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+            checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+            if model is not None and isinstance(module := locate(model.class_path), type):
+                check_class(checkpoint, module)
         super()._parse_ckpt_path()
 
     def instantiate_classes(self) -> None:
@@ -178,10 +133,10 @@ class FederatedCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            found = re.search(r"Expected [^\n]*`[^\n]* but got [^\n]*", str(error))
+            found = own_sentence(str(error))
             if isinstance(error, FederatedConfigError) or found is None:
                 raise
-            raise FederatedConfigError(found.group()) from error
+            raise FederatedConfigError(found) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with the run's loggers unless others are set; what is switched off leaves the defaults."""

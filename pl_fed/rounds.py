@@ -51,7 +51,10 @@ class CohortConfig:
     def __post_init__(self) -> None:
         """Check the values that need no population."""
         if self.clients is not None and self.fraction is not None:
-            raise FederatedConfigError("Expected `clients` or `fraction` in the cohort but got both: drop one.")
+            raise FederatedConfigError(
+                f"Expected `cohort.clients` or `cohort.fraction` but got both, {self.clients} and {self.fraction}: set "
+                "the other one to null, on the command line with `--trainer.strategy.init_args.cohort.clients null`."
+            )
         if self.clients is not None and self.clients < 1:
             raise FederatedConfigError(f"Expected `cohort.clients` to be at least 1 but got {self.clients}.")
         if self.fraction is not None and not 0.0 < self.fraction <= 1.0:

@@ -124,8 +124,84 @@ def test_without_a_logger_nothing_is_overwritten(tmp_path: Path, monkeypatch: py
         (["--trainer.strategy.init_args.clients.uplink_mb=-1"], "`clients.uplink_mb` above 0 but got -1"),
         (["--ckpt_path=no/such/file.ckpt"], "no/such/file.ckpt"),
         (["--data.init_args.splits.public_fraction=0.0"], "public split for PublicRefinement"),
+        (["--trainer.strategy.init_args.cohort.fraction=0.5"], "got both, 4 and 0.5: .*`--.*.cohort.clients null`"),
     ],
 )
 def test_a_users_error_is_one_sentence(options: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=f"(?s)pl_fed: .*{message}"):
         command("fit", tmp_path, "--trainer.enable_progress_bar=false", *options)
+
+
+def test_null_turns_a_file_s_clients_into_a_fraction(tmp_path: Path) -> None:
+    """Half of the smoke configuration's four clients, which may also drop out, in each of two rounds."""
+    options = ["cohort.clients", "null", "cohort.fraction", "0.5", "cohort.dropout", "0.0"]
+    options = [f"--trainer.strategy.init_args.{o}" if o.startswith("cohort") else o for o in options]
+    command("fit", tmp_path, *options, "--trainer.max_epochs=2", "--trainer.enable_progress_bar=false")
+    run = tmp_path / "smoke" / "version_0"
+    cohort = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["strategy"]["init_args"]["cohort"]
+    assert (cohort["clients"], cohort["fraction"]) == (None, 0.5)
+    rows = [line.split(",")[0] for line in (run / "clients.csv").read_text().splitlines()[1:]]
+    assert rows == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("name", ["validate", "test", "predict", "fit"])
+def test_another_module_s_checkpoint_is_one_sentence(runs: Path, tmp_path: Path, name: str) -> None:
+    """Both ways: the language model's checkpoint in a classifier, and one that a classifier is said to have saved."""
+    checkpoint = runs / "smoke" / "version_0" / "checkpoints" / "last.ckpt"
+    message = "^pl_fed: Expected a checkpoint of `{}` but got one of `{}`: set `model.class_path` to .*{}"
+    with pytest.raises(SystemExit, match=message.format("LoraSequenceClassifier", "LoraCausalLM", "LoraCausalLM")):
+        command(name, tmp_path, "--model=pl_fed.modules.LoraSequenceClassifier",
+                "--model.init_args.model=tiny-random-llama", "--model.init_args.num_labels=3",
+                f"--ckpt_path={checkpoint}")  # fmt: skip
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["_class_path"] = "pl_fed.modules.sequence_classifier.LoraSequenceClassifier"
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(SystemExit, match=message.format("LoraCausalLM", *["LoraSequenceClassifier"] * 2)):
+        command(name, tmp_path, f"--ckpt_path={tmp_path / 'other.ckpt'}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trainer.max_epohcs=3"], "a known option but got `trainer.max_epohcs`: did you mean `trainer.max_epochs`?"),
+        (["--trainer.max_epochs=abc"], "Expected `trainer.max_epochs` to be int or null but got 'abc': give"),
+        (
+            ["--data.init_args.max_lenght=3"],
+            "InstructionData (`data`) but got `max_lenght`: did you mean `max_length`?",
+        ),
+        (["--model.init_args.lora.rr=3"], "LoraCausalLM (`model`) but got `lora.rr`: did you mean `lora.r`?"),
+        (
+            ["--trainer.strategy.init_args.rule=pl_fed.rules.AFLora"],
+            "Expected `trainer.strategy.rule` to name a class but got 'pl_fed.rules.AFLora' (module 'pl_fed.rules' has"
+            " no attribute 'AFLora'): did you mean 'pl_fed.rules.AFLoRA'?",
+        ),
+        (["--model=nowhere.Model"], "Expected `model` to name a class but got 'nowhere.Model' (No module named"),
+        (
+            ["--trainer.strategy.init_args.codecs.up=nope"],
+            "`trainer.strategy.codecs.up` to be one of 'float32', 'bfloat16', 'int8' but got 'nope'",
+        ),
+        (["--config=no_such.yaml"], "no_such.yaml"),
+        (["--config={folder}/key.yaml"], "got `trainer.max_epochz`: did you mean `trainer.max_epochs`?"),
+        (["--config={folder}/inner.yaml"], "FederatedStrategy (`trainer.strategy`) but got `cohort.client`: did you"),
+    ],
+)
+def test_a_usage_error_is_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strategy = {"class_path": "pl_fed.strategy.FederatedStrategy", "init_args": {"cohort": {"client": 3}}}
+    (tmp_path / "key.yaml").write_text("trainer: {max_epochz: 3}")
+    (tmp_path / "inner.yaml").write_text(yaml.safe_dump({"trainer": {"strategy": strategy}}))
+    with pytest.raises(SystemExit) as stopped:
+        command("fit", tmp_path, *(option.format(folder=tmp_path) for option in options))
+    printed = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2
+    assert printed.startswith("pl_fed: Expected ") and "\n" not in printed and message in printed, printed
+
+
+def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["fitt"])
+    assert capsys.readouterr().err.endswith("test, predict, export but got 'fitt': did you mean 'fit'?\n")
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    assert "--trainer.max_epochs MAX_EPOCHS" in capsys.readouterr().out

@@ -122,7 +122,7 @@ def test_client_loader_never_mixes_clients() -> None:
     ("make", "message"),
     [
         (lambda: CohortConfig(clients=0), "`cohort.clients` to be at least 1 but got 0"),
-        (lambda: CohortConfig(clients=2, fraction=0.5), "but got both: drop one"),
+        (lambda: CohortConfig(clients=2, fraction=0.5), "but got both, 2 and 0.5: set the other one to null"),
         (lambda: CohortConfig(fraction=1.5), r"`cohort.fraction` in \(0, 1\] but got 1.5"),
         (lambda: CohortConfig(dropout=1.0), r"`cohort.dropout` in \[0, 1\) but got 1.0"),
         (lambda: CohortConfig(min_survivors=0), "`cohort.min_survivors` of 1 or more but got 0"),

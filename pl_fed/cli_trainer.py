@@ -1,0 +1,67 @@
+"""The command line's Trainer: `export`, and what `predict` and `test` leave."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from pl_fed.errors import CheckpointError, FederatedConfigError
+from pl_fed.modules.base import LoraModule
+from pl_fed.modules.export import export_adapter
+
+
+class FederatedTrainer(Trainer):
+    """Lightning's Trainer with the `export` command."""
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict, and write the results to ``predictions.jsonl`` in the run folder, one line each."""
+        batches = super().predict(*args, **kwargs)
+        if batches and self.loggers and self.log_dir and self.is_global_zero:
+            path = Path(self.log_dir) / "predictions.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = [row for batch in batches for row in _rows(batch)]
+            path.write_text("".join(json.dumps({"prediction": row}, ensure_ascii=False) + "\n" for row in rows))
+            rank_zero_info(f"Predictions: {path}")
+        return batches
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        folder: str = "adapter",
+        merge: bool = False,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a checkpoint's adapter as a PEFT folder.
+
+        Args:
+            model: The module.
+            datamodule: Not used; the checkpoint knows the number of classes.
+            ckpt_path: Checkpoint to export.
+            folder: Where to.
+            merge: Also write the base model with the adapter merged into it.
+            overwrite: Replace what is in the folder.
+        """
+        if ckpt_path is None:
+            raise FederatedConfigError("Expected `--ckpt_path` with the checkpoint to export but got none.")
+        if not isinstance(model, LoraModule):
+            raise FederatedConfigError(f"Expected a LoRA module to export but got `{type(model).__name__}`.")
+        checkpoint = self.strategy.checkpoint_io.load_checkpoint(ckpt_path, weights_only=True)
+        if "state_dict" not in checkpoint:
+            raise CheckpointError(f"Expected a checkpoint of a run but '{ckpt_path}' holds no `state_dict`.")
+        loaded = type(model).load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
+        target = export_adapter(loaded, folder, merge=merge, overwrite=overwrite)
+        rank_zero_info(f"The adapter is in {target}; load it with peft.PeftModel.from_pretrained(base, '{target}').")
+        return target
+
+
+def _rows(batch: Any) -> list[Any]:
+    """Return a batch's predictions one by one, as plain Python values."""
+    if isinstance(batch, dict):
+        columns = {name: _rows(value) for name, value in batch.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return batch.tolist() if isinstance(batch, Tensor) else list(batch)
