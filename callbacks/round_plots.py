@@ -7,6 +7,7 @@ from pl_fed._lightning import Callback, LightningModule, Trainer
 from pl_fed.callbacks._figures import metric_figure, rank_figure
 from pl_fed.callbacks._find import find_callback
 from pl_fed.callbacks._run_folder import run_folder, writes_files
+from pl_fed.callbacks._summary_table import is_id
 from pl_fed.callbacks.communication_monitor import CommunicationMonitor, CommunicationTotals
 from pl_fed.callbacks.run_summary import RunSummary, scalars
 from pl_fed.context import RoundContext
@@ -22,7 +23,7 @@ class RoundPlots(Callback):
     rank over the rounds. With a `RunSummary`, the curves begin before training.
 
     Args:
-        metrics: Metrics to draw; None draws all whose name begins with ``val``.
+        metrics: Metrics to draw; None draws all whose name begins with ``val``, but no client ids.
         folder: Folder for the pictures inside the run's folder.
 
     Example:
@@ -56,7 +57,7 @@ class RoundPlots(Callback):
         self._points.append({"round": float(done), **cost, **chosen})
 
     def _wanted(self, name: str) -> bool:
-        return name.startswith("val") if self.metrics is None else name in self.metrics
+        return name.startswith("val") and not is_id(name) if self.metrics is None else name in self.metrics
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""

@@ -45,7 +45,7 @@ class RunSummary(Callback):
         self.validate_start, self.print_table = validate_start, print_table
         self.before: dict[str, float] = {}  # validation metrics before training
         self._ranks: dict[int, list[float]] = {}  # first and last rank by client
-        self._rounds = 0
+        self._rounds, self._begun = 0, False  # rounds that ended; whether one began
         self._seed: int | None = None
         self._parameters: dict[str, int] = {}
         self._seconds = 0.0  # of this run before the present session
@@ -80,6 +80,10 @@ class RunSummary(Callback):
 
     # ------------------------------------------------------------------ rounds
 
+    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
+        """Note that the run has rounds."""
+        self._begun = True
+
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Note the clients' ranks."""
         self._rounds, self._seed = context.round_idx + 1, context.seed
@@ -110,11 +114,12 @@ class RunSummary(Callback):
         """Return the summary of the run so far."""
         monitor = find_callback(trainer, CommunicationMonitor)
         totals = CommunicationTotals() if monitor is None else monitor.totals
-        environment_seed = os.environ.get("PL_GLOBAL_SEED")
+        environment_seed, metrics = os.environ.get("PL_GLOBAL_SEED"), scalars(trainer.callback_metrics)
         return {
             "date": now(),
-            "metrics": scalars(trainer.callback_metrics),
+            "metrics": metrics,
             "before_training": self.before,
+            "end_not_measured": self._reason(metrics),
             "best_checkpoint": best_checkpoint(trainer, run_folder(trainer)),
             "rounds": self._rounds,
             "epochs": trainer.current_epoch,
@@ -128,6 +133,14 @@ class RunSummary(Callback):
             "seed": int(environment_seed) if self._seed is None and environment_seed else self._seed,
             **environment(),
         }
+
+    def _reason(self, metrics: Mapping[str, float]) -> str | None:
+        """Say why there are no validation metrics of the end, or None if there are, or none were to be expected."""
+        if any(name in self.before or name.startswith("val") for name in metrics):
+            return None
+        if self._begun and not self._rounds:
+            return "no round finished"
+        return "no validation after training" if self.before else None
 
     def _wall_seconds(self) -> float:
         return self._seconds + (0.0 if self._started is None else time.monotonic() - self._started)

@@ -43,6 +43,21 @@ def test_pictures_of_a_run(tmp_path: Path) -> None:
     assert plots._ranks == {k: [(0, 4.0 - k), (1, 4.0 - k)] for k in range(4)}
 
 
+def test_a_client_s_number_is_not_drawn(tmp_path: Path) -> None:
+    """Unless it is asked for; its curve would mean nothing."""
+
+    class NamesWorst(TinyLM):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("val/worst_client_id", 2.0)
+
+    for metrics, expected in ((None, "val-loss.png"), (["val/worst_client_id"], "val-worst_client_id.png")):
+        folder = tmp_path / expected
+        trainer = make_trainer("auto", callbacks=[RoundPlots(metrics)], default_root_dir=folder, max_epochs=1)
+        trainer.fit(NamesWorst(), DataLoader(Tokens(), batch_size=15), eval_loader())
+        assert [path.name for path in (folder / "plots").iterdir()] == [expected]
+
+
 def test_metrics_can_be_chosen(tmp_path: Path) -> None:
     fit(tmp_path, RoundPlots(metrics=["train/loss"], folder="pictures"), max_epochs=1)
     assert {path.name for path in (tmp_path / "run" / "pictures").iterdir()} == {"train-loss.png", "ranks.png"}

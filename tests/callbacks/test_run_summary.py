@@ -123,6 +123,26 @@ def test_written_after_early_stop(tmp_path: Path) -> None:
     assert read(tmp_path)["rounds"] == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "rounds", "reason"),
+    [
+        ({"max_steps": 2}, 0, "no round finished"),
+        ({"max_epochs": 1, "check_val_every_n_epoch": 2}, 1, "no validation after training"),
+        ({"max_epochs": 1}, 1, None),
+    ],
+)
+def test_an_end_that_is_not_known_has_its_reason(
+    options: dict[str, int], rounds: int, reason: str | None, tmp_path: Path, capsys: Any
+) -> None:
+    fit(tmp_path, RunSummary(), **options)
+    summary, printed = read(tmp_path), capsys.readouterr().out
+    assert (summary["rounds"], summary["end_not_measured"]) == (rounds, reason)
+    assert ("val/loss" in summary["metrics"]) == (reason is None)
+    assert f"End not measured: {reason}." in " ".join(printed.split()) or (reason is None and "End not" not in printed)
+    row = next(line for line in printed.splitlines() if "val/loss" in line).split("│")
+    assert row[3].strip() == ("-" if reason else f"{summary['metrics']['val/loss']:.4f}")
+
+
 def test_not_written_after_an_exception(tmp_path: Path) -> None:
     class Fail(Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
