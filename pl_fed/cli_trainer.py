@@ -1,6 +1,7 @@
 """The command line's Trainer: `export`, and what `predict` and `test` leave."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from pl_fed.callbacks._summary_table import print_figures
 from pl_fed.errors import CheckpointError, FederatedConfigError
 from pl_fed.modules.base import LoraModule
 from pl_fed.modules.export import export_adapter
@@ -26,6 +28,32 @@ class FederatedTrainer(Trainer):
             path.write_text("".join(json.dumps({"prediction": row}, ensure_ascii=False) + "\n" for row in rows))
             rank_zero_info(f"Predictions: {path}")
         return batches
+
+    def validate(self, *args: Any, verbose: bool = True, **kwargs: Any) -> Any:
+        """Validate, and print every figure once.
+
+        Args:
+            args: See Lightning's Trainer.
+            verbose: Whether to print the figures.
+            kwargs: See Lightning's Trainer.
+        """
+        results = super().validate(*args, verbose=False, **kwargs)  # type: ignore[misc]  # `verbose` comes by name
+        if verbose and self.is_global_zero:
+            print_figures("Validation", _figures(results))
+        return results
+
+    def test(self, *args: Any, verbose: bool = True, **kwargs: Any) -> Any:
+        """Test, and print every figure once.
+
+        Args:
+            args: See Lightning's Trainer.
+            verbose: Whether to print the figures.
+            kwargs: See Lightning's Trainer.
+        """
+        results = super().test(*args, verbose=False, **kwargs)  # type: ignore[misc]  # `verbose` comes by name
+        if verbose and self.is_global_zero:
+            print_figures("Test", _figures(results))
+        return results
 
     def export(
         self,
@@ -57,6 +85,11 @@ class FederatedTrainer(Trainer):
         target = export_adapter(loaded, folder, merge=merge, overwrite=overwrite)
         rank_zero_info(f"The adapter is in {target}; load it with peft.PeftModel.from_pretrained(base, '{target}').")
         return target
+
+
+def _figures(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Join the loaders' figures; Lightning repeats those of the whole evaluation for every loader."""
+    return {name: value for figures in results for name, value in figures.items()}
 
 
 def _rows(batch: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from pl_fed.assets import resolve_model
 from pl_fed.cli import main
+from pl_fed.cli_trainer import FederatedTrainer
+from tests.helpers.tiny import TinyLM, eval_loader
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -82,6 +85,39 @@ def test_other_commands_take_the_checkpoint(runs: Path, name: str, capsys: pytes
         assert rows and all(isinstance(row["prediction"], str) for row in rows)
     if name == "test":
         assert "test_clients/worst_client_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["validate", "test"])
+def test_figures_are_printed_once_and_whole(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With two loaders, each of which has a figure of its own and gets those of the whole evaluation from Lightning."""
+    stage = {"validate": "val", "test": "test"}[name]
+    long = f"{stage}_of_all_clients/worst_client_accuracy_of_a_long_name"
+
+    class TwoLoaders(TinyLM):
+        def step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log(f"{stage}/loss", float(dataloader_idx + 1), batch_size=3)
+
+        validation_step = test_step = step
+
+        def end(self) -> None:
+            self.log_dict({long: 0.25, f"{stage}/worst_client_id": 12.0})
+
+        on_validation_epoch_end = on_test_epoch_end = end
+
+    options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    trainer = FederatedTrainer(**options, default_root_dir=tmp_path)
+    run = trainer.validate if name == "validate" else trainer.test
+    run(TwoLoaders(), [eval_loader(), eval_loader()], verbose=False)
+    assert capsys.readouterr().out == ""
+    results = run(TwoLoaders(), [eval_loader(), eval_loader()])
+    cells = [line.strip("│ ").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert {figure.strip(): value.strip() for figure, value in cells} == {
+        long: "0.2500",
+        f"{stage}/worst_client_id": "12",
+        f"{stage}/loss/dataloader_idx_0": "1.0000",
+        f"{stage}/loss/dataloader_idx_1": "2.0000",
+    }
+    assert len(cells) == 4 == len({figure for figures in results for figure in figures})
 
 
 def test_resume_goes_on(runs: Path) -> None:

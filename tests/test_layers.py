@@ -39,7 +39,7 @@ CALLBACKS_MAY_IMPORT = {
     "metrics",
     "callbacks",
 }
-MAY_IMPORT_CALLBACKS = {"callbacks", "cli"}
+MAY_IMPORT_CALLBACKS = {"callbacks", "cli", "cli_trainer"}
 MAY_IMPORT_ASSETS = {"assets", "modules", "datamodules", "cli"}
 ADVICE = "add it to the tables in tests/test_layers.py and CONTRIBUTING.md"
 
