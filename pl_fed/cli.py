@@ -1,7 +1,8 @@
-"""The command line: ``python cli.py fit|validate|test|predict|export --config configs/<x>.yaml``.
+"""The command line: ``python cli.py fit|validate|test|predict|export|compare --config configs/<x>.yaml``.
 
 It is LightningCLI with our defaults (`configs/defaults.yaml`), a run folder and loggers made from ``--run.*``, and the
-`export` command. A user's error ends in one sentence; ``PL_FED_TRACEBACK=1`` shows where it came from.
+`export` command; `compare` stands beside it, in `pl_fed.compare`. A user's error ends in one sentence;
+``PL_FED_TRACEBACK=1`` shows where it came from.
 """
 
 import logging
@@ -194,8 +195,14 @@ def _quiet() -> None:
 def main(args: ArgsType = None) -> None:
     """Run the command line; exit code 1 with one sentence for an error that a user can mend."""
     _quiet()
+    given = sys.argv[1:] if args is None else args
     try:
-        FederatedCLI(args)
+        if isinstance(given, list) and given[:1] == ["compare"]:
+            from pl_fed.compare.command import main as compare  # a command of its own, beside Lightning's
+
+            compare(given[1:])
+        else:
+            FederatedCLI(args)
     except USER_ERRORS as error:
         if os.environ.get("PL_FED_TRACEBACK"):
             raise
