@@ -13,10 +13,11 @@ from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser
 
 from pl_fed.compare.config import Comparison, Sitting
+from pl_fed.compare.launcher import Launch, Launcher
 from pl_fed.compare.plan import Plan, Run
 from pl_fed.compare.report import write_report
 from pl_fed.compare.results import Store
-from pl_fed.compare.runner import Launch, Launcher, Runner
+from pl_fed.compare.runner import Runner
 from pl_fed.errors import FederatedConfigError
 
 HELP = """\
@@ -52,8 +53,9 @@ def parse(arguments: Sequence[str]) -> tuple[Comparison, Sitting]:
     parser = make_parser()
     given = parser.instantiate(parser.parse_args(list(arguments)))
     comparison = Comparison(**{field.name: given[field.name] for field in fields(Comparison)})
-    options = {field.name: given[field.name] for field in fields(Sitting)}
-    sitting = Sitting(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    options: dict[str, Any] = {field.name: given[field.name] for field in fields(Sitting)}
+    options |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+    sitting = Sitting(**options)
     sitting.check(comparison)
     return comparison, sitting
 

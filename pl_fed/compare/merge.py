@@ -82,8 +82,8 @@ def merged(*configs: Nested) -> Nested:
     """
     result: Nested = {}
     for config in configs:
-        for key, value in config.items():
-            result = _over(result, nest(key, value))
+        for key in sorted(config, key=_turn):
+            result = _over(result, nest(key, config[key]))
     return result
 
 
@@ -96,8 +96,7 @@ def _over(base: Any, top: Any) -> Any:
     result = copy.deepcopy(dict(base)) if isinstance(base, Mapping) else {}
     if "class_path" in top and top["class_path"] != result.get("class_path"):
         result = {}  # arguments of another class would leak
-    # what is taken out goes first, so that an entry can be exchanged
-    for key in sorted(top, key=lambda key: (str(key)[-1:] == "+", str(key)[-1:] != "-")):
+    for key in sorted(top, key=_turn):
         name = key[:-1] if str(key).endswith(("+", "-")) else key
         if str(key).endswith("+"):
             result[name] = _list(result.get(name)) + copy.deepcopy(_list(top[key]))
@@ -106,6 +105,11 @@ def _over(base: Any, top: Any) -> Any:
         else:
             result[name] = _over(result.get(name), top[key])
     return result
+
+
+def _turn(key: Any) -> int:
+    """Return when a key has its turn: what is taken out goes first, so that an entry can be exchanged."""
+    return {"-": 0, "+": 2}.get(str(key)[-1:], 1)
 
 
 def _list(value: Any) -> list[Any]:

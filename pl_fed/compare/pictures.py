@@ -56,7 +56,7 @@ def curves_figure(rows: Sequence[Row], names: Names) -> Figure | None:
         top = max(px for line in lines.values() for px, _, _ in line)
         factor, unit = next((scale for scale in scales if top >= scale[0]), scales[-1])
         for i, row in enumerate(rows):
-            _line(plot, row, lines[row.arm], factor, _colour(i))
+            _line(plot, row, names, lines[row.arm], factor, _colour(i))
         if x in FRONTS.values():
             _rings(plot, rows, names, x, factor)
         plot.set_xlabel(f"{label} ({unit})" if unit else label, color=INK)
@@ -72,9 +72,13 @@ def _moves(line: Curve) -> bool:
     return any(x > 0 for x, _, _ in line)
 
 
-def _line(plot: Axes, row: Row, line: Curve, factor: float, colour: str) -> None:
+def _line(plot: Axes, row: Row, names: Names, line: Curve, factor: float, colour: str) -> None:
     x, mean, spread = (np.array([point[i] for point in line]) for i in range(3))
     style = "-" if row.spec.kind == "method" else "--"
+    level = row.mean(names.validation)
+    if not line and not row.spec.train and level is not None:
+        plot.axhline(level, linestyle=style, color=colour, linewidth=1.2, label=row.arm)  # it costs nothing anywhere
+        return
     plot.plot(x / factor, mean, style, color=colour, linewidth=1.6, label=row.arm)
     plot.fill_between(x / factor, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
 
@@ -116,7 +120,8 @@ def clients_figure(rows: Sequence[Row], names: Names) -> Figure | None:
                 plot.plot([fmean(values)] * 2, [y + shift - 0.1, y + shift + 0.1], color=INK, linewidth=1.4)
     plot.set_yticks(range(len(kept)), [row.arm for row in kept], fontsize=8)
     plot.invert_yaxis()
-    plot.set_xlabel(f"{names.test.rpartition('/')[2]} of each client (full: global model, ring: its own)", color=INK)
+    figure_name = names.worst_client.rpartition("worst_client_")[2]
+    plot.set_xlabel(f"{figure_name} of each client (full: global model, ring: its own)", color=INK)
     _quiet(plot)
     return figure
 

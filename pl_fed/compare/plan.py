@@ -13,7 +13,7 @@ from pl_fed.compare.merge import CONFIGS, Nested, fingerprint, lookup, merged, n
 from pl_fed.compare.names import Results, default_mode, resolve
 from pl_fed.errors import FederatedConfigError
 
-Names = tuple[str, ...] | None
+Chosen = tuple[str, ...] | None
 LEARNING_RATE = "model.init_args.optimizer.init_args.lr"  # the value that is shown when nothing is tuned
 
 
@@ -160,7 +160,7 @@ class Plan:
                 return []
         return [self.run(arm, setting, seed, value) for seed in self.comparison.seeds]
 
-    def due(self, results: Results, arms: Names = None, settings: Names = None) -> list[Run]:
+    def due(self, results: Results, arms: Chosen = None, settings: Chosen = None) -> list[Run]:
         """Return the runs that could be started now and did not end yet, each configuration once.
 
         Args:
@@ -177,7 +177,7 @@ class Plan:
                     found.setdefault(run.fingerprint, run)
         return list(found.values())
 
-    def remaining(self, results: Results, arms: Names = None, settings: Names = None) -> int:
+    def remaining(self, results: Results, arms: Chosen = None, settings: Chosen = None) -> int:
         """Return how many runs are still to end, those among them whose value is open."""
         known, later = {run.fingerprint for run in self.due(results, arms, settings)}, 0
         for setting, arm in self.rows(arms, settings):
@@ -185,7 +185,7 @@ class Plan:
                 later += len(set(self.comparison.seeds) - set(self.comparison.tune.seeds))
         return len(known) + later
 
-    def rows(self, arms: Names = None, settings: Names = None) -> list[tuple[str, str]]:
+    def rows(self, arms: Chosen = None, settings: Chosen = None) -> list[tuple[str, str]]:
         """Return the chosen pairs of a setting and an arm."""
         everything = [(setting, arm) for setting in self.comparison.settings for arm in self.comparison.arms]
         return [(s, a) for s, a in everything if (not arms or a in arms) and (not settings or s in settings)]

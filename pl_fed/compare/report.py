@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from pl_fed.callbacks._environment import environment
 from pl_fed.callbacks._run_folder import replace_text
 from pl_fed.callbacks.run_summary import now
+from pl_fed.compare.launcher import identity
 from pl_fed.compare.names import Names, Results, resolve
 from pl_fed.compare.pictures import clients_figure, curves_figure, ranks_figure
 from pl_fed.compare.plan import Plan, Run, slug
 from pl_fed.compare.rows import Row, make_rows
-from pl_fed.compare.runner import identity
 from pl_fed.compare.table import csv_text, markdown
 
 ABOUT = """\
