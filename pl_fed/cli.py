@@ -1,8 +1,8 @@
-"""The command line: ``python cli.py fit|validate|test|predict|export|compare --config configs/<x>.yaml``.
+"""The command line: ``python cli.py fit|validate|test|predict|export|compare|rules``.
 
 It is LightningCLI with our defaults (`configs/defaults.yaml`), a run folder and loggers made from ``--run.*``, and the
-`export` command; `compare` stands beside it, in `pl_fed.compare`. A user's error ends in one sentence;
-``PL_FED_TRACEBACK=1`` shows where it came from.
+`export` command; `compare` (in `pl_fed.compare`) and `rules`, a table of their properties, stand beside it. A user's
+error ends in one sentence; ``PL_FED_TRACEBACK=1`` shows where it came from.
 """
 
 import logging
@@ -30,8 +30,14 @@ from pl_fed.errors import CheckpointError, FederatedConfigError, TooFewClientsEr
 from pl_fed.modules.base import LoraModule
 from pl_fed.modules.checkpoint import check_class
 from pl_fed.modules.export import export_adapter
+from pl_fed.rules.table import LEGEND, markdown, shipped_rules
 
 DEFAULTS = Path(__file__).parent / "configs" / "defaults.yaml"
+HELP = {
+    "description": "Federated fine-tuning of LoRA adapters in a Lightning Trainer, from YAML.",
+    "epilog": "Two more commands: `compare` runs rules and controls over seeds and writes tables and pictures "
+    "(`compare --help`); `rules` prints the properties of every rule.",
+}
 USER_ERRORS = (
     AssetFetchError,
     AssetNotFoundError,
@@ -94,7 +100,7 @@ class FederatedCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            parser_kwargs={command: dict(defaults) for command in self.subcommands()},
+            parser_kwargs={**{command: dict(defaults) for command in self.subcommands()}, **HELP},
             args=args,
             **kwargs,
         )
@@ -201,6 +207,10 @@ def main(args: ArgsType = None) -> None:
             from pl_fed.compare.command import main as compare  # a command of its own, beside Lightning's
 
             compare(given[1:])
+        elif isinstance(given, list) and given[:1] == ["rules"]:
+            if len(given) > 1 and given[1] not in ("-h", "--help"):
+                raise FederatedConfigError(f"Expected nothing after `rules` but got '{given[1]}': drop it.")
+            print(f"{markdown(shipped_rules())}\n\n{LEGEND}")
         else:
             FederatedCLI(args)
     except USER_ERRORS as error:
