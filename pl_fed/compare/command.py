@@ -22,9 +22,9 @@ from pl_fed.errors import FederatedConfigError
 
 HELP = """\
 Runs arms (methods and controls) in settings over seeds, each run a process of its own, and writes tables and pictures
-into <folder>/<name>/report. Runs that are done are not run again; an interrupted one goes on from its checkpoint, one
-that failed is tried again. With `tune`, every arm is first given the same grid, and its best value by the validation
-metric is used for all seeds.
+into <folder>/<name>/report, with Pareto fronts marked. Runs that are done are not run again; an interrupted one goes on
+from its checkpoint, one that failed is tried again. With `tune`, every arm is first given the same grid, and its best
+value by the validation metric is used for all seeds.
 """
 
 

@@ -84,7 +84,21 @@ class Launcher:
     comparison: Comparison
 
     def __call__(self, run: Run, folder: Path) -> Child:
-        """Write what the process needs into its folder and start it."""
+        """Start the process; what it prints goes into its folder."""
+        command, threads = self.prepare(run, folder), str(self.comparison.threads)
+        with (folder / LOG).open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                start_new_session=True,  # Ctrl-C reaches us alone, and we end the others one by one
+            )
+        return Child(process)
+
+    def prepare(self, run: Run, folder: Path) -> list[str]:
+        """Write what the process needs into its folder and return its command."""
         attempt = 1 + sum(path.is_dir() for path in folder.glob("attempt_*"))
         checkpoints = sorted(folder.glob("attempt_*/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
         config = prepared(run, self.comparison.name, folder, f"attempt_{attempt}")
@@ -97,19 +111,7 @@ class Launcher:
         replace_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         replace_text(folder / "request.json", json.dumps(request, indent=1) + "\n")
         (folder / FAILURE).unlink(missing_ok=True)
-        threads = str(self.comparison.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        command = [sys.executable, "-m", "pl_fed.compare.worker", str(folder)]
-        with (folder / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we end the others one by one
-            )
-        return Child(process)
+        return [sys.executable, "-m", "pl_fed.compare.worker", str(folder)]
 
 
 def identity(run: Run) -> dict[str, Any]:

@@ -76,4 +76,5 @@ def last_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    folder = Path(sys.argv.pop())  # LightningCLI warns of arguments that are not its own
+    main(folder)

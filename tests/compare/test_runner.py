@@ -118,29 +118,13 @@ def test_results_keep_what_is_not_a_number(tmp_path: Path) -> None:
     assert figures["val/loss"] != figures["val/loss"] and figures["test/loss"] == 1.0
 
 
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that would be started."""
-    found: list[list[str]] = []
-
-    class Popen(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, command: list[str], **options: object) -> None:
-            found.append(command)
-
-        def __del__(self) -> None:
-            pass
-
-    monkeypatch.setattr(launcher_module.subprocess, "Popen", Popen)
-    return found
-
-
-def test_a_process_gets_its_configuration(tmp_path: Path, commands: list[list[str]]) -> None:
+def test_a_process_gets_its_configuration(tmp_path: Path) -> None:
     keep = Overlay({"trainer.strategy": {"class_path": "S", "init_args": {"clients": {"keep_adapters": True}}}})
     comparison = make_comparison(arms={"A": Arm(config=keep)})
     run = Plan(comparison).run("A", "all", 1, 0.2)
     folder = tmp_path / run.slug
-    Launcher(comparison)(run, folder)
-    assert commands == [[sys.executable, "-m", "pl_fed.compare.worker", str(folder)]]
+    command = Launcher(comparison).prepare(run, folder)
+    assert command == [sys.executable, "-m", "pl_fed.compare.worker", str(folder)]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["seed_everything"] == 1 and config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.2
     assert config["run"] == {"name": folder.name, "folder": str(tmp_path), "version": "attempt_1", "group": "n",
@@ -150,7 +134,7 @@ def test_a_process_gets_its_configuration(tmp_path: Path, commands: list[list[st
     assert request["checkpoint"] is None and request["identity"]["fingerprint"] == run.fingerprint
 
 
-def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path: Path, commands: list[list[str]]) -> None:
+def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     comparison = make_comparison()
     run = Plan(comparison).run("A", "all", 0, 0.1)
     folder = tmp_path / run.slug
@@ -158,7 +142,7 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path: Path, com
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"")
     (folder / FAILURE).write_text("{}")
-    Launcher(comparison)(run, folder)
+    Launcher(comparison).prepare(run, folder)
     assert json.loads((folder / "request.json").read_text())["checkpoint"] == str(checkpoint)
     assert yaml.safe_load((folder / "config.yaml").read_text())["run"]["version"] == "attempt_2"
     assert not (folder / FAILURE).exists()
