@@ -63,7 +63,7 @@ def curves_figure(rows: Sequence[Row], names: Names) -> Figure | None:
         _quiet(plot)
     plots[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     plots[0].set_ylabel(names.validation, color=INK)
-    handles, labels = plots[0].get_legend_handles_labels()
+    handles, labels = plots[0].get_legend_handles_labels()  # against rounds, every arm with a curve is drawn
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
@@ -78,6 +78,7 @@ def _line(plot: Axes, row: Row, names: Names, line: Curve, factor: float, colour
     level = row.mean(names.validation)
     if not line and not row.spec.train and level is not None:
         plot.axhline(level, linestyle=style, color=colour, linewidth=1.2, label=row.arm)  # it costs nothing anywhere
+    if not line:
         return
     plot.plot(x / factor, mean, style, color=colour, linewidth=1.6, label=row.arm)
     plot.fill_between(x / factor, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)

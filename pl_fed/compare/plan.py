@@ -190,8 +190,11 @@ class Plan:
         everything = [(setting, arm) for setting in self.comparison.settings for arm in self.comparison.arms]
         return [(s, a) for s, a in everything if (not arms or a in arms) and (not settings or s in settings)]
 
+    @property
+    def shown_key(self) -> str:
+        """The key whose value the tables show: the tuned one, else the learning rate."""
+        return self.comparison.tune.key if self.comparison.tune else LEARNING_RATE
+
     def shown_value(self, run: Run) -> Any:
-        """Return what the tuned key, or the learning rate, is in a run."""
-        if not run.train:
-            return None
-        return lookup(run.config, self.comparison.tune.key if self.comparison.tune else LEARNING_RATE)
+        """Return that key's value in a run."""
+        return lookup(run.config, self.shown_key) if run.train else None

@@ -42,7 +42,8 @@ def write_report(plan: Plan, results: Results, folder: Path, command: str) -> st
     for setting, rows in tables.items():
         pictures = _draw(setting, rows, names, folder)
         links = "".join(f"\n![{title}]({file})" for title, file in pictures)
-        parts.append(f"## {setting}\n\n{markdown(rows, names, shown)}{links}\n")
+        table = markdown(rows, names, shown, plan.shown_key.rpartition(".")[2])
+        parts.append(f"## {setting}\n\n{table}{links}\n")
     text = _head(plan, shown, len(results) - len(shown), names, command) + "\n" + "\n".join(parts)
     replace_text(folder / "table.md", text)
     replace_text(folder / "table.csv", csv_text(tables, names, shown))

@@ -30,11 +30,18 @@ def figures(names: Names, results: Results) -> list[tuple[str, str]]:
     return columns
 
 
-def markdown(rows: Sequence[Row], names: Names, results: Results) -> str:
-    """Return the table of a setting; a figure is the mean over seeds ± its standard deviation."""
+def markdown(rows: Sequence[Row], names: Names, results: Results, value_name: str = "lr") -> str:
+    """Return the table of a setting; a figure is the mean over seeds ± its standard deviation.
+
+    Args:
+        rows: The arms.
+        names: The figures.
+        results: All results; what none of them has gets no column.
+        value_name: Title of the column of tuned values.
+    """
     shown, front = figures(names, results), fronts(rows, names)
     tuned = any(row.choice is not None for row in rows)
-    head = ["arm", "kind", "seeds", *(title for _, title in shown), *(title for _, title, _ in COSTS), "value"]
+    head = ["arm", "kind", "seeds", *(title for _, title in shown), *(title for _, title, _ in COSTS), value_name]
     head += [*(["tuning runs"] if tuned else []), "Pareto front", "notes"]
     lines = [head, ["---"] * len(head)]
     for row in rows:

@@ -52,14 +52,13 @@ def run(config: Path, train: bool, checkpoint: str | None) -> dict[str, Any]:
     cli = FederatedCLI([command, f"--config={config}", *options], trainer_defaults={"callbacks": [record]})
     trainer: Trainer = cli.trainer
     figures, curve = validation(trainer), record.curve(trainer)
-    clients = {prefix: dict(table) for prefix, table in getattr(cli.model, "client_metrics", {}).items()}
     if curve and train:
         last = curve[-1]
         figures |= {name: last[name] for name in last if name in COSTS or name.startswith("val")}
     trainer.test(cli.model, datamodule=cli.datamodule)
     figures |= {name: value for name, value in scalars(trainer.callback_metrics).items() if name.startswith("test")}
-    clients |= getattr(cli.model, "client_metrics", {})
-    named = {prefix: {str(client): value for client, value in table.items()} for prefix, table in clients.items()}
+    tables = {k: table for k, table in getattr(cli.model, "client_metrics", {}).items() if k.startswith("test")}
+    named = {prefix: {str(client): value for client, value in table.items()} for prefix, table in tables.items()}
     return {"figures": figures, "clients": named, "rounds": curve}
 
 

@@ -99,6 +99,12 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(option in text for option in ("--arms", "--tune", "--dry_run", "--max_minutes", "Pareto", "--seeds"))
 
 
+def test_the_other_commands_point_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "compare --help" in capsys.readouterr().out
+
+
 def figures(run: Run) -> dict[str, float]:
     if run.arm == "broken":
         raise RuntimeError("no such layer")
@@ -186,11 +192,11 @@ def test_a_real_comparison(config: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(config: str, tmp_path: Path) -> None:
-    """One round, then from its checkpoint the second; against two rounds at once, to the last bit."""
+    """One round, then from its checkpoint the second, then only the tests; against all at once, to the last bit."""
     comparison, _ = parse(["--config", config])
     run, folders = Plan(comparison).run("AFLoRA", "all", 0), [tmp_path / "whole", tmp_path / "broken"]
     threads = torch.get_num_threads()
-    for folder, rounds in ((folders[0], [2]), (folders[1], [1, 2])):
+    for folder, rounds in ((folders[0], [2]), (folders[1], [1, 2, 2])):
         for count in rounds:
             Launcher(comparison).prepare(run, folder)
             (folder / RESULT).unlink(missing_ok=True)
@@ -200,5 +206,5 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(config: str, tmp_pat
     torch.set_num_threads(threads)
     whole, resumed = (Result.from_json((folder / RESULT).read_text()) for folder in folders)
     request = json.loads((folders[1] / "request.json").read_text())
-    assert request["checkpoint"] == str(folders[1] / "attempt_1" / "checkpoints" / "last.ckpt")
+    assert request["checkpoint"] == str(folders[1] / "attempt_2" / "checkpoints" / "last.ckpt")
     assert resumed.figures == whole.figures and resumed.rounds == whole.rounds and resumed.clients == whole.clients

@@ -72,12 +72,12 @@ def test_the_table() -> None:
         "arm": "A", "kind": "method", "seeds": "2", "global test/accuracy": "0.550 ± 0.071",
         "personalised test_personalised/accuracy": "0.720 ± 0.028",
         "worst client test_clients/worst_client_accuracy": "0.310 ± 0.014", "upload MB": "2", "download MB": "3",
-        "TFLOPs": "4", "simulated min": "1.5", "value": "0.3 (edge)", "tuning runs": "3", "Pareto front": "",
+        "TFLOPs": "4", "simulated min": "1.5", "lr": "0.3 (edge)", "tuning runs": "3", "Pareto front": "",
         "notes": "best value at the edge of the grid",
     }  # fmt: skip
     assert table["B"]["global test/accuracy"] == "0.550 ± 0.014" and table["B"]["Pareto front"] == "upload, time"
     assert table["B"]["personalised test_personalised/accuracy"] == "—"
-    assert table["base"]["upload MB"] == table["base"]["value"] == "—" and table["base"]["tuning runs"] == "0"
+    assert table["base"]["upload MB"] == table["base"]["lr"] == "—" and table["base"]["tuning runs"] == "0"
 
 
 def test_controls_are_not_on_the_front() -> None:
@@ -114,7 +114,7 @@ def test_failures_and_missing_seeds_are_shown() -> None:
 def test_an_open_grid_is_shown() -> None:
     plan = make_plan()
     table = cells(plan, {r.fingerprint: r for r in [outcome(plan, "A", 0, 0.1)]})
-    assert table["A"]["notes"] == "missing: seed 0, 1; tuning: 1 of 3 runs" and table["A"]["value"] == "—"
+    assert table["A"]["notes"] == "missing: seed 0, 1; tuning: 1 of 3 runs" and table["A"]["lr"] == "—"
 
 
 def test_what_means_nothing_is_absent() -> None:
