@@ -59,7 +59,9 @@ class Arm:
             ``init_args``; ``callbacks+`` adds to the list, ``callbacks-`` takes class paths out of it.
         kind: A ``method`` can be on the Pareto front; a ``control`` cannot.
         train: False evaluates the model as it is before training.
-        tune: False keeps the value that the configuration has.
+        tune: False keeps the value that the configuration has; the name of another arm takes the value chosen for it.
+        metric: Validation metric that decides for this arm, where that of `tune` means nothing, for example
+            ``val_personalised/accuracy`` where there is no global model.
         omit: Beginnings of the names of figures that mean nothing for this arm, for example ``test/`` where there is no
             global model, or ``upload_bytes``; they are shown as absent.
     """
@@ -67,7 +69,8 @@ class Arm:
     config: Overlay = field(default_factory=Overlay)
     kind: Literal["method", "control"] = "method"
     train: bool = True
-    tune: bool = True
+    tune: bool | str = True
+    metric: str | None = None
     omit: tuple[str, ...] = ()
 
 
@@ -160,6 +163,17 @@ class Comparison:
         for key in ("arms", "seeds", "settings"):
             if not getattr(self, key):
                 raise FederatedConfigError(f"Expected at least one entry in `{key}` but got none: add one.")
+        for name, arm in self.arms.items():
+            if arm.metric is not None and arm.metric.startswith("test"):
+                raise FederatedConfigError(
+                    f"Expected a validation metric in `metric` of arm '{name}' but got '{arm.metric}': choose one of "
+                    "`val`."
+                )
+            known = [other for other, spec in self.arms.items() if spec.tune is True and spec.train]
+            if isinstance(arm.tune, str) and arm.tune not in known:
+                raise FederatedConfigError(
+                    f"Expected `tune` of arm '{name}' to be true, false or a tuned arm of {known} but got '{arm.tune}'."
+                )
         for key, given in (("seeds", self.seeds), ("tune.seeds", self.tune.seeds if self.tune else ())):
             if len(set(given)) < len(given):
                 raise FederatedConfigError(f"Expected different `{key}` but got {list(given)}: drop the repeated ones.")

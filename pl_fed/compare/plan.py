@@ -116,7 +116,14 @@ class Plan:
     def is_tuned(self, arm: str) -> bool:
         """Tell whether an arm has a grid."""
         spec: Arm = self.comparison.arms[arm]
-        return self.comparison.tune is not None and spec.tune and spec.train
+        return self.comparison.tune is not None and spec.tune is True and spec.train
+
+    def tuner(self, arm: str) -> str | None:
+        """Return the arm whose grid chooses this one's value: itself, another, or none."""
+        spec: Arm = self.comparison.arms[arm]
+        if self.comparison.tune is None or spec.tune is False or not spec.train:
+            return None
+        return arm if spec.tune is True else spec.tune
 
     def grid(self, arm: str, setting: str) -> list[Run]:
         """Return the runs of the grid of an arm; none if it is not tuned."""
@@ -129,7 +136,7 @@ class Plan:
         """Return what the grid says so far: the value with the best mean of its validation figure."""
         runs, by_value = self.grid(arm, setting), dict[float, list[float]]()
         ended = [run for run in runs if run.fingerprint in results]
-        metric, mode = self.deciding(results)
+        metric, mode = self.deciding(results, arm)
         for run in ended:
             if run.value is not None:
                 score = results[run.fingerprint].figures.get(metric, math.nan)
@@ -143,19 +150,20 @@ class Plan:
         at_edge = value is not None and len(set(values)) > 1 and value in (min(values), max(values))
         return Choice(value, scores, tuple(runs), len(ended), at_edge)
 
-    def deciding(self, results: Results) -> tuple[str, Mode]:
-        """Return the validation metric that the grid is judged by, and which of its extremes is good."""
+    def deciding(self, results: Results, arm: str | None = None) -> tuple[str, Mode]:
+        """Return the validation metric that the grid (of an arm) is judged by, and which of its extremes is good."""
         names, tune = resolve(self.comparison, results), self.comparison.tune
         metric, mode = names.validation, names.mode
         if tune is not None and tune.metric:
             metric, mode = tune.metric, self.comparison.metrics.mode or default_mode(tune.metric)
-        return metric, (tune.mode if tune is not None and tune.mode else mode)
+        own = None if arm is None else self.comparison.arms[arm].metric
+        return own or metric, (tune.mode if tune is not None and tune.mode else mode)
 
     def final(self, arm: str, setting: str, results: Results) -> list[Run]:
         """Return the runs of all seeds; none while the value is open or if the whole grid failed."""
-        value = None
-        if self.is_tuned(arm):
-            value = self.choice(arm, setting, results).value
+        value, tuner = None, self.tuner(arm)
+        if tuner is not None:
+            value = self.choice(tuner, setting, results).value
             if value is None:
                 return []
         return [self.run(arm, setting, seed, value) for seed in self.comparison.seeds]
@@ -181,8 +189,9 @@ class Plan:
         """Return how many runs are still to end, those among them whose value is open."""
         known, later = {run.fingerprint for run in self.due(results, arms, settings)}, 0
         for setting, arm in self.rows(arms, settings):
-            if self.is_tuned(arm) and self.choice(arm, setting, results).is_open and self.comparison.tune:
-                later += len(set(self.comparison.seeds) - set(self.comparison.tune.seeds))
+            tuner, tune = self.tuner(arm), self.comparison.tune
+            if tuner is not None and tune is not None and self.choice(tuner, setting, results).is_open:
+                later += len(set(self.comparison.seeds) - set(tune.seeds if tuner == arm else ()))
         return len(known) + later
 
     def rows(self, arms: Chosen = None, settings: Chosen = None) -> list[tuple[str, str]]:

@@ -69,7 +69,7 @@ def _head(plan: Plan, results: Results, others: int, names: Names, command: str)
         grid, seeds = _listed(f"{value:g}" for value in tune.values), _listed(tune.seeds)
         lines.append(
             f"- tuned: `{tune.key}` over {grid} with seed {seeds}, by the {mode} of {metric} after the last round; the "
-            "same grid for every arm"
+            "same grid for every tuned arm"
         )
     environments = [result.environment for result in results.values() if result.environment] or [environment()]
     lines += [f"- hardware: {text}" for text in _different(environments, _hardware)]

@@ -68,6 +68,10 @@ def _row(plan: Plan, arm: str, setting: str, results: Results) -> Row:
     notes = [f"seed {run.seed} failed: {result.error}" for run, result in ended if result.error]
     if missing := [str(seed) for seed in seeds if seed not in {run.seed for run, _ in ended}]:
         notes.append(f"missing: seed {', '.join(missing)}")
+    if isinstance(spec.tune, str):
+        notes.append(f"value chosen for {spec.tune}")
+    if spec.metric is not None:
+        notes.append(f"tuned by {spec.metric}")
     if choice is not None:
         notes += _tuning_notes(choice, results)
     value = plan.shown_value(runs[0]) if runs else None

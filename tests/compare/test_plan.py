@@ -89,6 +89,31 @@ def test_an_arm_can_opt_out_of_tuning() -> None:
     ]  # fmt: skip
 
 
+def test_an_arm_can_take_the_value_of_another() -> None:
+    """Nothing of the control is due while the method's grid is open; then every seed, at the method's best value."""
+    plan = Plan(make_comparison(arms={"A": Arm(), "control": Arm(Overlay({"trainer.strategy": "other"}), tune="A")}))
+    first = plan.due({})
+    assert {run.arm for run in first} == {"A"} and plan.remaining({}) == 3 + 1 + 2
+    results = give(first, {0.2: 0.9})
+    assert names(plan.due(results)) == [("A", 0.2, 1), ("control", 0.2, 0), ("control", 0.2, 1)]
+    with pytest.raises(FederatedConfigError, match=r"a tuned arm of \['A'\] but got 'B'"):
+        make_comparison(arms={"A": Arm(), "control": Arm(tune="B")})
+
+
+def test_an_arm_without_a_global_model_is_tuned_by_its_own_metric() -> None:
+    plan = Plan(make_comparison(arms={"A": Arm(), "own": Arm(metric="val_personalised/accuracy")}))
+    scores = {0.1: (0.9, 0.1), 0.2: (0.5, 0.5), 0.3: (0.1, 0.9)}  # of the global model, of the clients'
+    results = {
+        run.fingerprint: make_result(
+            run, dict(zip(("val/accuracy", "val_personalised/accuracy"), scores[run.value or 0.0], strict=True))
+        )
+        for run in plan.grid("A", "all") + plan.grid("own", "all")
+    }
+    assert plan.choice("A", "all", results).value == 0.1 and plan.choice("own", "all", results).value == 0.3
+    with pytest.raises(FederatedConfigError, match=r"validation metric in `metric` of arm 'A' but got 'test/loss'"):
+        make_comparison(arms={"A": Arm(metric="test/loss")})
+
+
 def test_settings_are_tuned_each_for_itself_and_can_be_chosen() -> None:
     settings = {"low": Overlay({"data.alpha": 0.1}), "high": Overlay({"data.alpha": 0.5})}
     plan = Plan(make_comparison(settings=settings))
