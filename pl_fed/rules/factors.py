@@ -41,8 +41,8 @@ def principal_factors(
     """Return the best rank-`rank` factors of ``b @ a``: A with orthonormal rows, B = U S, by falling singular value.
 
     The two thin factors are reduced by QR first, so that the cost is linear in the layer's widths. Slots beyond the
-    rank of the product are zero in B; their rows of A are those of `spare`, made orthogonal to the others, so that
-    they can learn.
+    rank of the product are zero in B; their rows of A are directions of `spare` orthogonal to the others, so that they
+    can learn.
 
     Args:
         a: Right factor.
@@ -53,13 +53,27 @@ def principal_factors(
     q_b, r_b = torch.linalg.qr(b.double())  # (d_out, m), (m, stack)
     q_a, r_a = torch.linalg.qr(a.double().T)  # (d_in, n), (n, stack)
     u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    tiny = torch.finfo(a.dtype).eps * max(a.shape[1], b.shape[0]) * float(s[:1].sum())
+    tiny = torch.finfo(s.dtype).eps * max(a.shape[1], b.shape[0]) * float(s[:1].sum())
     found = min(rank, int((s > tiny).sum()))
     new_b = b.new_zeros(b.shape[0], rank)
     new_b[:, :found] = ((q_b @ u) * s)[:, :found].to(b)
-    rows = torch.cat([(vh @ q_a.T)[:found], spare.double()])  # (found + spare, d_in)
-    basis, triangle = torch.linalg.qr(rows.T)
-    independent = torch.argsort(triangle.diagonal().abs()[found:] > 1e-6, descending=True, stable=True) + found
-    order = torch.cat([torch.arange(found, device=a.device), independent])[:rank]
-    signs = torch.where(triangle.diagonal()[order] < 0, -1.0, 1.0).to(basis)  # QR may turn a row round
-    return (basis[:, order] * signs).T.to(a).contiguous(), new_b
+    rows = (vh @ q_a.T)[:found]  # (found, d_in), orthonormal
+    if found < rank:
+        rows = torch.cat([rows, _new_directions(rows, spare.double(), rank - found)])
+    return rows.to(a).contiguous(), new_b
+
+
+def _new_directions(
+    rows: Float[Tensor, "found d_in"], spare: Float[Tensor, "spare d_in"], number: int
+) -> Float[Tensor, "number d_in"]:
+    """Return `number` directions of `spare` that are orthonormal, also to `rows`, the strongest first.
+
+    Where `spare` has fewer, the rest is arbitrary; where there are no more dimensions, rows of `spare` follow as they
+    are.
+    """
+    found, d_in = rows.shape
+    left = spare - (spare @ rows.T) @ rows
+    strongest = torch.linalg.svd(left, full_matrices=False).Vh[:number]
+    basis, triangle = torch.linalg.qr(torch.cat([rows, strongest]).T)  # (d_in, at most d_in)
+    signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis)  # QR may turn a row round
+    return torch.cat([(basis * signs).T[found:], spare[d_in:]])[:number]
