@@ -61,7 +61,7 @@ class AFLoRA(Rule):
             raise FederatedConfigError(f"Expected `diagonal_penalty` of 0 or more but got {diagonal_penalty}.")
         self.aggregation, self.rank_weights, self.start = aggregation, rank_weights, init
         self.train_diagonal, self.diagonal_penalty = train_diagonal, diagonal_penalty
-        self.rotates, self.exact = refactor, aggregation == "delta"
+        self.rotates, self.exact = refactor, aggregation == "delta" and mean is None
 
     def sides(self, round_idx: int) -> frozenset[str]:
         """B, and the diagonal unless it is frozen."""

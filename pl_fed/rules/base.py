@@ -81,6 +81,8 @@ class Rule(ABC):
                 "with a rule that averages, such as AFLoRA, FedIT or FFALoRA."
             )
         self.mean = mean
+        if mean is not None:  # it is no weighted mean, and needs every single update
+            self.exact, self.sums_only = False, False
 
     @property
     def personalised(self) -> bool:

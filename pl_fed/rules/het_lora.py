@@ -13,6 +13,7 @@ from torch import Tensor
 from pl_fed.errors import FederatedConfigError
 from pl_fed.rules.base import Rule, TrainedLayer, Weights, add_dense, example_shares
 from pl_fed.rules.factors import client_factors
+from pl_fed.rules.robust import RobustMean
 from pl_fed.updates import AdapterState, LayerState, Slots, Update, scatter_columns, scatter_rows
 
 
@@ -24,6 +25,7 @@ class HetLoRA(Rule):
         penalty: Factor of ``|B_tail| |A_tail|``, the norms of the slots beyond that share, in the clients' loss.
         self_pruning: Drop the tail after local training if the product of its norms has become smaller.
         min_rank: Fewest slots of a layer.
+        mean: Refused: the rule does not average.
     """
 
     source = "arXiv 2401.06432"
@@ -32,9 +34,14 @@ class HetLoRA(Rule):
     why_not_averages = "it weights clients by the norm of their product"
 
     def __init__(
-        self, gamma: float = 0.99, penalty: float = 5e-3, self_pruning: bool = True, min_rank: int = 1
+        self,
+        gamma: float = 0.99,
+        penalty: float = 5e-3,
+        self_pruning: bool = True,
+        min_rank: int = 1,
+        mean: RobustMean | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(mean)
         if not 0 < gamma <= 1:
             raise FederatedConfigError(f"Expected `gamma` of HetLoRA in (0, 1] but got {gamma}.")
         if penalty < 0 or min_rank < 1:
@@ -49,7 +56,7 @@ class HetLoRA(Rule):
 
     def _kept(self, rank: int) -> int:
         """Return the slots that are not in the tail, of `rank`."""
-        return max(min(rank, self.min_rank), int(self.gamma * rank))
+        return max(min(rank, self.min_rank), int(self.gamma * rank + 1e-9))
 
     @property
     def has_penalty(self) -> bool:

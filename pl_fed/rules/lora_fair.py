@@ -13,6 +13,7 @@ import torch
 from pl_fed.errors import FederatedConfigError
 from pl_fed.rules.base import Rule, add_updates
 from pl_fed.rules.factors import dense_update
+from pl_fed.rules.robust import RobustMean
 from pl_fed.updates import AdapterState, LayerState, Update
 
 
@@ -21,6 +22,7 @@ class LoRAFAIR(Rule):
 
     Args:
         regularization: Factor lambda of ``|dB|^2`` beside ``|mean(B_k A_k) - (B + dB) A|^2``.
+        mean: Refused: the rule does not average.
     """
 
     source = "arXiv 2411.14961"
@@ -28,8 +30,8 @@ class LoRAFAIR(Rule):
     sums_only, averages = False, False
     why_not_averages = "it fits a correction to the clients' products"
 
-    def __init__(self, regularization: float = 0.01) -> None:
-        super().__init__()
+    def __init__(self, regularization: float = 0.01, mean: RobustMean | None = None) -> None:
+        super().__init__(mean)
         if regularization <= 0:
             raise FederatedConfigError(f"Expected `regularization` of LoRAFAIR above 0 but got {regularization}.")
         self.regularization = regularization

@@ -97,7 +97,7 @@ class Krum(RobustMean):
                 "the cohort or lower them."
             )
         flat = torch.stack([_flat(server, update) for update in updates])  # (clients, values)
-        square = (flat[:, None] - flat[None]).square().sum(-1)  # (clients, clients)
+        square = torch.stack([(flat - row).square().sum(1) for row in flat])  # (clients, clients)
         nearest = square.sort(dim=1).values[:, 1 : neighbours + 1]  # without the distance to itself
         order = torch.argsort(nearest.sum(1), stable=True)[: self.num_chosen]
         return [updates[i] for i in sorted(order.tolist())]
