@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pl_fed.accounting import NetworkSize
-from pl_fed.adapters import Adapter
+from pl_fed.adapters import MERGED, Adapter
 from pl_fed.checkpoint_io import AtomicCheckpointIO
 from pl_fed.clients import ClientsConfig
 from pl_fed.engines import SequentialEngine
@@ -180,6 +180,9 @@ class FederatedStrategy(SingleDeviceStrategy):
         state = checkpoint.get("callbacks", {}).get(self.loop.state_key, {})
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_rule(self.config.rule, state)
+        if any(name.endswith(f".{MERGED}") for name in checkpoint["state_dict"]):  # of a rule that changes the base
+            assert self.lightning_module is not None
+            Adapter(self.lightning_module).add_merged()
         self._check_shapes(checkpoint["state_dict"])
         super().load_model_state_dict(checkpoint, strict=strict)
         clients = state.get("clients", {})

@@ -10,8 +10,23 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnException
 
 from pl_fed.callbacks.public_refinement import PublicRefinement
 from pl_fed.callbacks.rank_pruning import RankPruning
+from pl_fed.corrections import FedProx, Scaffold
 from pl_fed.rounds import CohortConfig, LocalTraining
-from pl_fed.rules import AFLoRA, FedIT, FFALoRA
+from pl_fed.rules import (
+    AFLoRA,
+    FedExLoRA,
+    FedIT,
+    FedSALoRA,
+    FedSVD,
+    FFALoRA,
+    FlexLoRA,
+    FLoRA,
+    HetLoRA,
+    LocalOnly,
+    LoRAFAIR,
+    Median,
+    RoLoRA,
+)
 from pl_fed.server_optimizer import ServerOptimizer
 from pl_fed.wire import Codecs
 from tests.helpers.tiny import TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
@@ -67,17 +82,42 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "validation-inside-rounds": {"trainer": {"val_check_interval": 3}},
 }
+SHORT = {"shards": [list(range(0, 6)), list(range(6, 9)), list(range(9, 14)), list(range(14, 18))]}  # 1 or 2 batches
+PEERS: dict[str, dict[str, Any]] = {
+    "flora": {"rule": FLoRA},
+    "flora-server-momentum": {"rule": FLoRA, "strategy": {"server_optimizer": ServerOptimizer(momentum=0.5)}},
+    "hetlora": {"rule": lambda: HetLoRA(gamma=0.5, penalty=0.5)},
+    "flex": {"rule": FlexLoRA},
+    "fedsa": {"rule": FedSALoRA},
+    "fedsa-kept-optimizer": {"rule": FedSALoRA, "strategy": {"local": LocalTraining(epochs=1, optimizer="kept")}},
+    "rolora": {"rule": RoLoRA},
+    "fedex-bf16": {"rule": FedExLoRA, "trainer": {"precision": "bf16-true"}},
+    "fedex": {"rule": FedExLoRA},
+    "fair": {"rule": LoRAFAIR},
+    "fedsvd": {"rule": FedSVD},
+    "local": {"rule": LocalOnly},
+    "fedit-scaffold": {"rule": FedIT, "strategy": {"local": LocalTraining(epochs=1, correction=Scaffold())}},
+    "aflora-fedprox": {"strategy": {"local": LocalTraining(epochs=1, correction=FedProx(0.5))}},
+    "fedit-median": {"rule": lambda: FedIT(mean=Median())},
+    "refactor-pruning": {
+        "rule": lambda: AFLoRA(refactor=True),
+        "callbacks": [lambda: RankPruning(eta=0.6, max_share=0.5, warmup_rounds=0, final_share=0.0)],
+    },
+}
 
 
 def run(case: dict[str, Any], ckpt: Path | None = None, callbacks: list[Any] | None = None) -> dict[str, torch.Tensor]:
-    """Fit three rounds, maybe from a checkpoint, and return the adapter."""
+    """Fit three rounds, maybe from a checkpoint; return the adapter, the changed base, and what clients keep."""
     module = TinyLM(case.get("optimizer", "adamw"), **case.get("module", {}))
     strategy = make_strategy(case.get("rule", AFLoRA)(), **case.get("strategy", {}))
     extra = [make() for make in case.get("callbacks", [])]
     trainer = make_trainer(strategy, max_epochs=3, callbacks=[*extra, *(callbacks or [])], **case.get("trainer", {}))
     shards = {"shards": case["shards"]} if "shards" in case else {}
     trainer.fit(module, round_loader(**shards, **case.get("loader", {})), eval_loader(), ckpt_path=ckpt)
-    return adapter_tensors(module)
+    merged = {name: value.clone() for name, value in module.named_buffers() if name.endswith("lora_merged")}
+    clients = strategy.loop.federation.states  # type: ignore[union-attr]
+    kept = {f"client {k} {n}": v for k, s in clients.items() for n, v in {**s.kept, **s.control, **s.slots}.items()}
+    return {**adapter_tensors(module), **merged, **kept}
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -85,12 +125,19 @@ def test_resume_at_every_batch_is_bit_exact(name: str, tmp_path: Path) -> None:
     check_every_checkpoint(CASES[name], tmp_path)
 
 
-def check_every_checkpoint(case: dict[str, Any], folder: Path) -> None:
+@pytest.mark.parametrize("name", list(PEERS))
+def test_resume_of_every_peer_is_bit_exact(name: str, tmp_path: Path) -> None:
+    """Every third batch: inside a client, at its end, at the end of a round, in the first and in later ones."""
+    check_every_checkpoint({**SHORT, **PEERS[name]}, tmp_path, every=3)
+
+
+def check_every_checkpoint(case: dict[str, Any], folder: Path, every: int = 1) -> None:
     expected = run(case, callbacks=[SaveEveryBatch(folder)])
     checkpoints = sorted(folder.iterdir())
     assert len(checkpoints) >= 12
-    for checkpoint in checkpoints:
+    for checkpoint in checkpoints[::every]:
         found = run(case, checkpoint)
+        assert found.keys() == expected.keys()
         for key, value in expected.items():
             assert torch.equal(value, found[key]), f"{checkpoint.name}: {key}"
 
