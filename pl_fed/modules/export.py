@@ -102,7 +102,7 @@ def _write_adapter(module: LoraModule, folder: Path) -> None:
         config.target_modules = sorted(config.target_modules or ())
     config.save_pretrained(str(folder))
     module.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(_model_card(module, sum(x.numel() for x in plain.values())))
+    (folder / "README.md").write_text(_model_card(module, config, sum(x.numel() for x in plain.values())))
 
 
 @torch.no_grad()
@@ -151,8 +151,8 @@ def _write_merged(module: LoraModule, folder: Path) -> None:
     module.tokenizer.save_pretrained(folder)
 
 
-def _model_card(module: LoraModule, num_parameters: int) -> str:
-    base, config = module.model_name, cast(LoraConfig, module.model.peft_config[ADAPTER_NAME])
+def _model_card(module: LoraModule, config: LoraConfig, num_parameters: int) -> str:
+    base = module.model_name
     targets = config.target_modules or ()
     return _CARD.format(
         base=base,
