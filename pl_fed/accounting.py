@@ -100,16 +100,24 @@ def client_cost(
     tokens_per_batch: float,
     tokens_per_round: float,
     upload: CodecName = "float32",
+    controls: bool = False,
 ) -> ClientCost:
-    """Return the cost of a round as a function of the rank, for rank caps; `upload` is the format of updates."""
-    value = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}[upload]
-    sent = [s for s in "ab" if s in rule.optimizer_sides()]
-    overhead = (SLOT_ID_BYTES if rule.sends_slots else 0) + (4 * len(sent) if upload == "int8" else 0)  # ids, scales
+    """Return the cost of a round as a function of the rank, for rank caps.
+
+    `upload` is the format of updates; `controls` says that control variates travel beside everything.
+    """
+    value, times = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}[upload], 2 if controls else 1
     one_slot = {name: layer.a.new_zeros(1).long() for name, layer in adapter.layers.items()}
     sides = rule.optimizer_sides()
     none = {name: ids[:0] for name, ids in one_slot.items()}
     base_flops = training_flops(size, adapter, none, sides, 1)
     a, b = adapter_weights(adapter, one_slot)
+
+    def sent(sides: frozenset[str]) -> float:  # bytes of a slot, with its id and scales
+        scales = 4 * len(sides & {"a", "b"}) if upload == "int8" else 0
+        extra = (SLOT_ID_BYTES if rule.sends_slots and sides & {"a", "b"} else 0) + scales
+        return times * (value * (a * ("a" in sides) + b * ("b" in sides)) + extra * len(one_slot))
+
     dense = sum(parameter.numel() for parameter in adapter.dense.values())
     return ClientCost(
         base_bytes=size.base_bytes,
@@ -118,14 +126,19 @@ def client_cost(
         params_per_rank=trained_parameters(adapter, one_slot, sides) - dense,
         flops=base_flops * tokens_per_round,
         flops_per_rank=(training_flops(size, adapter, one_slot, sides, 1) - base_flops) * tokens_per_round,
-        download_bytes_per_rank=4 * (a + b),
-        upload_bytes_per_rank=value * (a * ("a" in sides) + b * ("b" in sides)) + overhead * len(one_slot),
-        upload_bytes_per_value=value,
+        download_bytes_per_rank=4 * times * (a * ("a" not in rule.keeps) + b * ("b" not in rule.keeps)),
+        upload_bytes_per_rank=max(sent(rule.sides(i) - rule.keeps) for i in (0, 1)),  # the dearer of two rounds
+        upload_bytes_per_value=0.0 if "dense" in rule.keeps else times * value,
     )
 
 
 def plan_cost(
-    size: NetworkSize, adapter: Adapter, rule: Rule, plan: RoundPlan, upload: CodecName = "float32"
+    size: NetworkSize,
+    adapter: Adapter,
+    rule: Rule,
+    plan: RoundPlan,
+    upload: CodecName = "float32",
+    controls: bool = False,
 ) -> ClientCost:
     """Return what a round costs a client of a population: its first round's largest client stands for all.
 
@@ -135,6 +148,7 @@ def plan_cost(
         rule: What clients train.
         plan: A bound plan; without lengths an example counts as one token.
         upload: The format of updates.
+        controls: Whether control variates travel beside everything.
     """
     mean_length = 1.0
     if plan.lengths is not None and len(plan.lengths):
@@ -142,7 +156,7 @@ def plan_cost(
         mean_length = sum(sample) / len(sample)
     num_batches = max((len(work.batches) for work in plan.schedule(0).work), default=0)
     tokens = mean_length * plan.batch_size
-    return client_cost(size, adapter, rule, tokens, tokens * num_batches, upload)
+    return client_cost(size, adapter, rule, tokens, tokens * num_batches, upload, controls)
 
 
 def count_tokens(batch: object) -> int:

@@ -185,4 +185,8 @@ def _fault(federation: "Federation", client: ClientContext) -> str:
     budget = federation.config.clients.round_seconds
     if budget is not None and client.seconds > budget:
         return "timeout"
-    return fault_of(client.update, federation.server)
+    fault, keeps = fault_of(client.update, federation.server), federation.config.rule.keeps
+    if fault or not keeps or client.after is None:
+        return fault
+    kept = kept_parts(folded(client.after, client.diagonals), keeps)  # a client would start from it next time
+    return "" if all(bool(torch.isfinite(value).all()) for value in kept.values()) else "not_finite"

@@ -75,7 +75,9 @@ class Federation:
         config.clients.check_ranks(self.adapter.rank)
         plan.bind(config.cohort, config.local, config.seed, plan.accumulate)
         if self.cost is None:  # once, from the first round, so that caps are the same in every round and after a resume
-            self.cost = plan_cost(self.size, self.adapter, config.rule, plan, config.codecs.up)
+            correction = config.local.correction
+            controls = correction is not None and correction.has_controls
+            self.cost = plan_cost(self.size, self.adapter, config.rule, plan, config.codecs.up, controls)
 
     def _check_population(self, plan: RoundPlan) -> None:
         found, self.source = plan.fingerprint(), plan.shards
@@ -192,7 +194,7 @@ class Federation:
             pairs = ((getattr(known.layers[n], side), getattr(layer, side)) for n, layer in self.server.layers.items())
             if any(not torch.equal(old, new) for old, new in pairs):
                 self.versions[side] += 1
-        if self.server.merged:
+        if self.config.rule.merges:
             sizes = []
             for name, layer in self.server.layers.items():
                 rank = sum(update.layers[name].rank for update in updates)

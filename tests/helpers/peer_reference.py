@@ -138,7 +138,7 @@ class Peers:
         if "scaffold" in self.options:  # option II, from the client's way
             steps = len(visit.batches) * self.options["scaffold"]
             mine = self.variates.get(visit.client_id, [torch.zeros_like(p) for p in self.trained])
-            for i, (p, w, c, k) in enumerate(zip(self.trained, start, self.variate, mine, strict=True)):
+            for i, (p, w, c) in enumerate(zip(self.trained, start, self.variate, strict=True)):
                 change.append(self.within(visit, i, (w - p) / steps - c))
             self.variates[visit.client_id] = [k + d for k, d in zip(mine, change, strict=True)]
         return list(self.ranks[visit.client_id]), own, change

@@ -20,7 +20,8 @@ class TinyRegression(pl.LightningModule):
         self.model = get_peft_model(network, LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2"], lora_dropout=0.1))
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        return (self.model(batch["x"]) - batch["y"]).square().mean()
+        x, y = (batch[key].to(next(self.parameters()).dtype) for key in "xy")
+        return (self.model(x) - y).square().mean()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         return self.loss(batch)
