@@ -2,7 +2,7 @@
 
 No loop of Lightning is replaced. The round plan orders the batches, Lightning trains them, and this callback swaps
 clients at their borders and aggregates at the end of the round, before validation and checkpoints. `FederatedStrategy`
-inserts it before the first `Checkpoint` callback.
+inserts it before the first `Checkpoint` callback when the training loader is one of rounds.
 """
 
 from typing import Any

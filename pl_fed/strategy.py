@@ -18,7 +18,7 @@ from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
 from pl_fed.federation import Federation
 from pl_fed.federation_config import FederationConfig
 from pl_fed.federation_state import check_rule
-from pl_fed.loaders import RoundLoader
+from pl_fed.loaders import ClientLoader, RoundLoader
 from pl_fed.loop import FederatedLoop
 from pl_fed.personalised import PersonalisedEvaluation
 from pl_fed.rounds import CohortConfig, LocalTraining, derive_seed
@@ -86,17 +86,22 @@ class FederatedStrategy(SingleDeviceStrategy):
     # ------------------------------------------------------------------ set-up
 
     def connect(self, model: LightningModule) -> None:
-        """Insert the driver before the first checkpoint callback, once per Trainer."""
+        """Forget the data of another run."""
         super().connect(model)
-        if getattr(model, "_trainer", None) is None:
-            return  # Lightning also connects without a Trainer
-        self.loop.trainer = model.trainer
-        callbacks = _callbacks(model.trainer)
-        for own in (self.personal, self.loop):  # in this order: the loop puts its client over the server's adapter
-            if own not in callbacks:
+        if getattr(model, "_trainer", None) is not None:  # Lightning also connects without a Trainer
+            self.loop.trainer, self.loop.plan = model.trainer, None
+            self.loop.load_state_dict({})
+
+    def _insert(self, *own: Callback) -> None:
+        """Put callbacks of ours before the first that writes checkpoints, once per Trainer.
+
+        Only when a loader asks for them: with ordinary ones the Trainer's callbacks stay the user's.
+        """
+        callbacks = _callbacks(self.trainer)
+        for callback in own:
+            if callback not in callbacks:
                 place = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
-                callbacks.insert(place, own)
-        self.loop.plan = None
+                callbacks.insert(place, callback)
 
     def setup(self, trainer: Trainer) -> None:
         """Set the device up and bind the adapter."""
@@ -138,9 +143,12 @@ class FederatedStrategy(SingleDeviceStrategy):
         self.personal.federation = self.loop.federation
 
     def process_dataloader(self, dataloader: Any) -> Any:
-        """Bind a training loader of rounds; other loaders pass."""
+        """Bind a training loader of rounds and note personalised ones; other loaders pass."""
+        if isinstance(dataloader, ClientLoader) and dataloader.personalised:
+            self._insert(self.personal)
         if isinstance(dataloader, RoundLoader) and self.trainer.state.fn == TrainerFn.FITTING:
             self._check_supported()
+            self._insert(self.personal, self.loop)  # in this order: the loop puts its client over the server's adapter
             # the length of an epoch is that of its round; Lightning otherwise computes it once
             self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
             self.loop.bind(self.trainer, dataloader.plan)
@@ -177,9 +185,11 @@ class FederatedStrategy(SingleDeviceStrategy):
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Load the module; clients' own adapters are kept for personalised evaluation."""
-        state = checkpoint.get("callbacks", {}).get(self.loop.state_key, {})
+        # out of it: Lightning would miss the callback, which is not there before the loaders are
+        state = checkpoint.get("callbacks", {}).pop(self.loop.state_key, {})
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_rule(self.config.rule, state)
+            self.loop.load_state_dict(state)
         if any(name.endswith(f".{MERGED}") for name in checkpoint["state_dict"]):  # of a rule that changes the base
             assert self.lightning_module is not None
             Adapter(self.lightning_module).add_merged()

@@ -37,13 +37,14 @@ class FLoRA(Rule):
         merged = {}
         for name, layer in server.layers.items():
             change = dense_update(layer, [update.layers[name] for update in updates], weights[name])
-            merged[name] = server.merged[name] + change + layer.b @ layer.a  # the factors start anew from zero
+            merged[name] = server.merged[name] + change
         return AdapterState(dict(server.layers), add_dense(server, updates, weights[""]), merged)
 
     def renew(self, server: AdapterState, generator: torch.Generator) -> AdapterState:
-        """Draw A as PEFT does, uniform in ``+- 1 / sqrt(d_in)`` (Kaiming with a = sqrt 5), and set B to zero."""
-        layers = {}
+        """Merge what B and A hold; draw A as PEFT does, uniform in ``+- 1 / sqrt(d_in)``, and set B to zero."""
+        layers, merged = {}, {}
         for name, layer in server.layers.items():
+            merged[name] = server.merged[name] + layer.b @ layer.a  # zero, unless the server has trained B itself
             noise = torch.rand(layer.a.shape, generator=generator, dtype=torch.float64) * 2 - 1  # (rank, d_in)
             layers[name] = LayerState((noise / math.sqrt(layer.a.shape[1])).to(layer.a), torch.zeros_like(layer.b))
-        return AdapterState(layers, server.dense, server.merged)
+        return AdapterState(layers, server.dense, merged)

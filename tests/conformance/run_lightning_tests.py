@@ -44,8 +44,6 @@ LEFT_OUT = (
 )
 ONE_PROCESS = "not ddp and not spawn"  # the others are slow and have another strategy
 EXPECTED = {  # test -> why it must differ
-    "tests_pytorch/callbacks/test_callbacks.py::test_configure_callbacks_hook_multiple_calls": "it compares the exact "
-    "list of callbacks, which has our driver in it",
     "tests_pytorch/checkpointing/test_trainer_checkpoint.py::test_trainer_save_checkpoint_storage_options": "it mocks "
     "the default checkpoint writer, which ours replaces",
 }
