@@ -252,13 +252,14 @@ def test_two_devices_are_refused() -> None:
         trainer.fit(TinyLM(), round_loader(), eval_loader())
 
 
-def test_ordinary_loaders_leave_the_callbacks_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [(False, ["ModelCheckpoint"]), (True, ["PersonalisedEvaluation", "FederatedLoop", "ModelCheckpoint"])],
+)
+def test_ordinary_loaders_leave_the_callbacks_alone(rounds: bool, expected: list[str], tmp_path: Path) -> None:
     """The driver is inserted when the training loader is one of rounds, before the checkpoint callback."""
-    for loader, expected in (
-        (DataLoader(Tokens(4)), ["ModelCheckpoint"]),
-        (round_loader(), ["PersonalisedEvaluation", "FederatedLoop", "ModelCheckpoint"]),
-    ):
-        trainer = make_trainer(make_strategy(), max_epochs=1, callbacks=[ModelCheckpoint(tmp_path)])
-        trainer.fit(TinyLM(), loader, eval_loader())
-        names = [type(c).__name__ for c in trainer.callbacks]
-        assert [name for name in names if name in {*expected, "PersonalisedEvaluation", "FederatedLoop"}] == expected
+    trainer = make_trainer(make_strategy(), max_epochs=1, callbacks=[ModelCheckpoint(tmp_path)])
+    trainer.fit(TinyLM(), round_loader() if rounds else DataLoader(Tokens(4)), eval_loader())
+    names = [type(c).__name__ for c in trainer.callbacks]
+    ours = {"PersonalisedEvaluation", "FederatedLoop", "ModelCheckpoint"}
+    assert [name for name in names if name in ours] == expected
