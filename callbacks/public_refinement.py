@@ -93,7 +93,8 @@ class PublicRefinement(Callback):
     def _trained(self, adapter: Adapter) -> list[nn.Parameter]:
         trained = [layer.a for layer in adapter.layers.values()] if "a" in self.sides else []
         trained += [layer.b for layer in adapter.layers.values()] if "b" in self.sides else []
-        trained += list(adapter.dense.values()) if "dense" in self.sides else []
+        dense = [value for value in adapter.dense.values() if isinstance(value, nn.Parameter)]
+        trained += dense if "dense" in self.sides else []
         if not trained:
             raise FederatedConfigError(f"Expected tensors to train but the module has none of `sides`={self.sides}.")
         return trained

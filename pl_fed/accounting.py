@@ -90,7 +90,7 @@ def trained_parameters(adapter: Adapter, slots: Slots, sides: frozenset[str]) ->
     a, b = adapter_weights(adapter, slots)
     diagonal = sum(len(ids) for ids in slots.values())
     low_rank = a * ("a" in sides) + b * ("b" in sides) + diagonal * ("diagonal" in sides)
-    return low_rank + sum(parameter.numel() for parameter in adapter.dense.values())
+    return low_rank + adapter.num_dense
 
 
 def client_cost(
@@ -118,7 +118,7 @@ def client_cost(
         extra = (SLOT_ID_BYTES if rule.sends_slots and sides & {"a", "b"} else 0) + scales
         return times * (value * (a * ("a" in sides) + b * ("b" in sides)) + extra * len(one_slot))
 
-    dense = sum(parameter.numel() for parameter in adapter.dense.values())
+    dense = adapter.num_dense
     return ClientCost(
         base_bytes=size.base_bytes,
         activation_bytes=4 * size.widths * tokens_per_batch,

@@ -48,6 +48,30 @@ def _apply_merged(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor)
     return torch.add(output, change, alpha=float(layer.scaling[ADAPTER_NAME]))
 
 
+STATISTICS = ("running_mean", "running_var")
+
+
+def _running_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """Return the running mean and variance of every layer that keeps them (batch and instance norms), by name."""
+    found: dict[str, Tensor] = {}
+    for name, module in network.named_modules():
+        statistics = {key: getattr(module, key, None) for key in STATISTICS}
+        if not all(isinstance(value, Tensor) for value in statistics.values()):
+            continue
+        if getattr(module, "momentum", 0.1) is None:
+            raise FederatedConfigError(
+                f"Expected `{name}` to have a momentum but it is None: cumulative statistics depend on the order of "
+                "the clients."
+            )
+        found.update({f"{name}.{key}".lstrip("."): value for key, value in statistics.items() if value is not None})
+    return found
+
+
+def is_statistic(name: str) -> bool:
+    """Tell whether a tensor is a running statistic, which no optimizer moves, by its name."""
+    return name.rpartition(".")[2] in STATISTICS
+
+
 @dataclass(frozen=True)
 class AdapterLayer:
     """One adapted layer: live views of its factors."""
@@ -86,10 +110,11 @@ class Adapter:
 
     Args:
         network: Any module. With PEFT LoRA layers, their factors and every other trainable parameter are federated;
-            without, all trainable parameters are (plain federated averaging).
+            without, all trainable parameters are (plain federated averaging). Running statistics of normalisation
+            layers go with them.
 
     Raises:
-        FederatedConfigError: If a LoRA layer is no linear one (a convolution).
+        FederatedConfigError: If a LoRA layer is no linear one (a convolution), or statistics are cumulative.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -107,12 +132,12 @@ class Adapter:
                 self._names[f"{name}.lora_B.{ADAPTER_NAME}.weight"] = f"{name}/b"
                 if self.layers[name].merged is not None:
                     self._names[f"{name}.{MERGED}"] = f"{name}/merged"
-        parameters = dict(network.named_parameters())
-        self.dense = {
+        self.dense: dict[str, Tensor] = {
             name: parameter
-            for name, parameter in parameters.items()
+            for name, parameter in network.named_parameters()
             if parameter.requires_grad and name not in self._names and not name.endswith("lora_A.default.diagonal")
         }
+        self.dense.update(_running_statistics(network))
         self._names.update({name: name for name in self.dense})
 
     @property
@@ -120,8 +145,14 @@ class Adapter:
         """The server's rank: the largest number of slots of any layer; 0 without low-rank layers."""
         return max((layer.a.shape[0] for layer in self.layers.values()), default=0)
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Return every federated parameter and diagonal, in a fixed order."""
+    @property
+    def num_dense(self) -> int:
+        """Number of trained parameters outside the low-rank layers."""
+        return sum(value.numel() for value in self.dense.values() if value.requires_grad)
+
+    def parameters(self) -> list[Tensor]:
+        """Return every federated tensor and diagonal, in a fixed order."""
+        low_rank: list[Tensor]
         low_rank = [p for layer in self.layers.values() for p in (layer.a, layer.b, layer.diagonal) if p is not None]
         return low_rank + list(self.dense.values())
 
@@ -141,9 +172,9 @@ class Adapter:
         found = {name: layer.diagonal for name, layer in self.layers.items()}
         return {name: diagonal.detach() for name, diagonal in found.items() if diagonal is not None}
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trained(self) -> dict[str, Tensor]:
         """Return what has gradients now, under flat names: those of `AdapterState.tensors` and ``<layer>/diagonal``."""
-        found: dict[str, nn.Parameter] = dict(self.dense)
+        found = {name: value for name, value in self.dense.items() if value.requires_grad}
         for name, layer in self.layers.items():
             parts = {"a": layer.a, "b": layer.b, "diagonal": layer.diagonal}
             found.update({f"{name}/{side}": p for side, p in parts.items() if p is not None and p.requires_grad})

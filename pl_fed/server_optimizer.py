@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pl_fed.adapters import is_statistic
 from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
 from pl_fed.updates import AdapterState
 
@@ -71,9 +72,8 @@ class ServerOptimizer:
         if self.plain:
             return aggregate
         old, new = before.tensors(), aggregate.tensors()
-        return AdapterState.from_tensors(
-            {name: value + self._step(name, new[name] - value) for name, value in old.items()}
-        )
+        moved = {n: new[n] if is_statistic(n) else v + self._step(n, new[n] - v) for n, v in old.items()}
+        return AdapterState.from_tensors(moved)
 
     def _step(self, name: str, update: Tensor) -> Tensor:
         if self.name == "sgd":
