@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pl_fed.errors import FederatedConfigError
-from pl_fed.rules.base import Rule, TrainedLayer, Weights, add_dense, example_shares
+from pl_fed.rules.base import Rule, TrainedLayer, add_dense
 from pl_fed.rules.fedsvd import refactored
 from pl_fed.rules.robust import RobustMean
 from pl_fed.updates import AdapterState, LayerState, Update, scatter_columns
@@ -61,6 +61,7 @@ class AFLoRA(Rule):
             raise FederatedConfigError(f"Expected `diagonal_penalty` of 0 or more but got {diagonal_penalty}.")
         self.aggregation, self.rank_weights, self.start = aggregation, rank_weights, init
         self.train_diagonal, self.diagonal_penalty = train_diagonal, diagonal_penalty
+        self.layer_weights = rank_weights
         self.rotates, self.exact = refactor, aggregation == "delta" and mean is None
 
     def sides(self, round_idx: int) -> frozenset[str]:
@@ -82,14 +83,10 @@ class AFLoRA(Rule):
             layers[name] = LayerState(torch.linalg.qr(noise).Q.T.to(layer.a), layer.b)
         return AdapterState(layers, server.dense, server.merged)
 
-    def weights(self, server: AdapterState, updates: Sequence[Update]) -> Weights:
-        """Return ``n_k r_k / sum_j n_j r_j`` by layer; dense tensors are weighted by examples alone."""
-        shares = example_shares(updates)
-        weights: dict[str, list[float]] = {"": shares}
-        for name in server.layers:
-            mass = [u.num_examples * (u.layers[name].rank if self.rank_weights else 1) for u in updates]
-            weights[name] = [m / (sum(mass) or 1) for m in mass]
-        return weights
+    def mass(self, server: AdapterState, update: Update, layer: str) -> int:
+        """Return n_k, in a layer times r_k if ranks weigh."""
+        rank = update.layers[layer].rank if layer and self.rank_weights else 1
+        return update.num_examples * rank
 
     def aggregate(self, server: AdapterState, updates: Sequence[Update]) -> AdapterState:
         """Return the server's adapter after the round; A does not move."""
@@ -116,6 +113,26 @@ class AFLoRA(Rule):
         if self.aggregation == "literal":
             return total
         return torch.where(mass > 0, total / mass.clamp_min(torch.finfo(mass.dtype).tiny), c)
+
+    def contribution(self, server: AdapterState, update: Update) -> dict[str, Tensor]:
+        """Return the update at the server's rank; ``literal`` adds what was sent, ``slot`` which slots are held."""
+        flat = super().contribution(server, update)
+        for name, part in update.layers.items():
+            c = server.layers[name].b
+            if self.aggregation == "literal":
+                flat[f"{name}/b"] += scatter_columns(c[:, part.slots], part.slots, c.shape[1]) - c
+            elif self.aggregation == "slot":
+                flat[f"{name}/held"] = c.new_zeros(c.shape[1]).index_fill_(0, part.slots, 1.0)
+        return flat
+
+    def absorb(self, server: AdapterState, mean: Mapping[str, Tensor]) -> AdapterState:
+        """Add the mean; ``slot`` divides by the share of the mass that holds the slot."""
+        flat = dict(mean)
+        for name in server.layers:
+            held = flat.pop(f"{name}/held", None)
+            if held is not None:
+                flat[f"{name}/b"] = torch.where(held > 0, flat[f"{name}/b"] / held.clamp_min(1e-12), 0.0)
+        return super().absorb(server, flat)
 
     def renew(self, server: AdapterState, generator: torch.Generator) -> AdapterState:
         """Refactor, if asked to."""

@@ -58,6 +58,7 @@ class Rule(ABC):
         rotates: Whether the server changes the basis of the slots; then they are ordered, and clients hold the first.
         reinitialises: Whether both sides draw new factors from the seed in every round, so that none is broadcast.
         keeps: What stays on the client (any of ``a``, ``b``, ``dense``): its model is its own, there is no global one.
+        layer_weights: Whether a client's mass differs from layer to layer.
         why_not_averages: For errors: what the server does in place of a mean.
     """
 
@@ -70,6 +71,7 @@ class Rule(ABC):
     averages = True
     merges = False
     rotates = False
+    layer_weights = False
     reinitialises = False
     keeps: frozenset[str] = frozenset()
     why_not_averages = ""
@@ -153,10 +155,33 @@ class Rule(ABC):
             layers[name] = LayerSlots(ids, a, b)
         return layers
 
+    def mass(self, server: AdapterState, update: Update, layer: str) -> int:
+        """Return a client's integer weight in a layer ("" for the dense tensors): its number of examples."""
+        return update.num_examples
+
     def weights(self, server: AdapterState, updates: Sequence[Update]) -> Weights:
-        """Return each update's weight by layer: its share of the examples."""
-        shares = example_shares(updates)
-        return {name: shares for name in ["", *server.layers]}
+        """Return each update's weight by layer: its share of the mass."""
+        weights = {}
+        for name in ["", *server.layers]:
+            mass = [self.mass(server, update, name) for update in updates]
+            weights[name] = [m / (sum(mass) or 1) for m in mass]
+        return weights
+
+    def contribution(self, server: AdapterState, update: Update) -> dict[str, Tensor]:
+        """Return what a client adds to a secure sum: flat tensors of one shape for all clients; with `sums_only`."""
+        flat = dict(update.dense)
+        for name, part in update.layers.items():
+            rank = server.layers[name].a.shape[0]
+            if part.a is not None:
+                flat[f"{name}/a"] = scatter_rows(part.a, part.slots, rank)
+            if part.b is not None:
+                flat[f"{name}/b"] = scatter_columns(part.b, part.slots, rank)
+        return flat
+
+    def absorb(self, server: AdapterState, mean: Mapping[str, Tensor]) -> AdapterState:
+        """Return the server's adapter after a round of which it knows the weighted mean contribution."""
+        moved = {name: value + mean[name] if name in mean else value for name, value in server.tensors().items()}
+        return AdapterState.from_tensors(moved)
 
     def aggregate(self, server: AdapterState, updates: Sequence[Update]) -> AdapterState:
         """Return the server's adapter after the round: every update added at its slots with its weight."""

@@ -168,3 +168,21 @@ def test_what_does_go_together() -> None:
     assert strategy(AFLoRA(train_diagonal=False), local=LocalTraining(correction=Scaffold()))
     assert strategy(FedSVD(), server_optimizer=ServerOptimizer())
     assert FFALoRA(mean=Median()).settings() != FFALoRA().settings()
+
+
+@ALL
+def test_sums_are_enough_where_a_rule_says_so(name: str) -> None:
+    """The aggregate again, from nothing but the sums of mass times contribution and of the masses."""
+    rule, server, updates = rule_case(name)
+    if not rule.sums_only:
+        return
+    parts = [rule.contribution(server, update) for update in updates]
+    assert all({k: v.shape for k, v in part.items()} == {k: v.shape for k, v in parts[0].items()} for part in parts)
+    mean = {}
+    for key in parts[0]:
+        layer = key.rpartition("/")[0]
+        mass = [rule.mass(server, update, layer) for update in updates]
+        total = sum((m * part[key] for m, part in zip(mass, parts, strict=True)), torch.zeros_like(parts[0][key]))
+        mean[key] = total / sum(mass)
+    found, expected = rule.absorb(server, mean).tensors(), rule.aggregate(server, updates).tensors()
+    assert all((found[key] - expected[key]).abs().max() < 1e-12 for key in expected)
