@@ -13,6 +13,7 @@ from pl_fed.context import ClientContext
 from pl_fed.errors import ClientFailureError
 from pl_fed.exchange import fault_of, folded, kept_parts, like, restricted, view_of, with_kept
 from pl_fed.rounds import derive_seed
+from pl_fed.secure_round import message_bytes
 from pl_fed.updates import AdapterState, Broadcast, Slots, Update
 from pl_fed.wire import Wire
 
@@ -140,7 +141,8 @@ def _accept(federation: "Federation", client: ClientContext) -> None:
     if client.update.control is not None:
         assert federation.controls is not None
         state.control = federation.controls.client_control(client.update.control, state.control)
-    context.updates.append(client.update)
+    (context.updates if config.secure_aggregation is None else federation.sealed).append(client.update)
+    context.num_updates += 1
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,6 +162,8 @@ def _upload(federation: "Federation", client: ClientContext) -> None:
     generator = _generator(federation, client.client_id, 0x0B)
     wire = Wire(federation.config.codecs.up, generator, rule.sends_slots, exact_a=False)
     client.update, client.upload_bytes = wire.update(update), wire.num_bytes
+    if federation.config.secure_aggregation is not None:
+        client.upload_bytes = message_bytes(rule, federation.server, update)
 
 
 def _trained_examples(federation: "Federation", client: ClientContext) -> int:

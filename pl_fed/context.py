@@ -76,7 +76,9 @@ class RoundContext:
             the module holds it too, and what ``on_aggregate`` changes in the module becomes the server's.
         previous: The adapter that was broadcast, from ``on_aggregate`` on.
         failures: Why clients were left out, by client.
-        updates: The updates that are aggregated, in training order.
+        updates: The updates that are aggregated, in training order; none with secure aggregation, where the server
+            sees only their sum.
+        num_updates: How many updates were accepted.
         finished: Clients that finished training, with what they cost (their tensors are dropped).
         client: The client in training, None between clients.
         metrics: Figures that hooks want logged for this round, by name.
@@ -91,6 +93,7 @@ class RoundContext:
     previous: AdapterState | None = None
     failures: dict[int, str] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
+    num_updates: int = 0
     finished: list[ClientContext] = field(default_factory=list)
     client: ClientContext | None = None
     metrics: dict[str, float] = field(default_factory=dict)

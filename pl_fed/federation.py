@@ -18,10 +18,12 @@ from pl_fed.context import RoundContext
 from pl_fed.controls import Controls
 from pl_fed.engines.base import Engine
 from pl_fed.errors import CheckpointMismatchError
+from pl_fed.exchange import like
 from pl_fed.federation_config import FederationConfig
 from pl_fed.loaders import RoundPlan
 from pl_fed.rounds import ClientWork, RoundSchedule, Shards, derive_seed
 from pl_fed.rules.base import TrainedLayer
+from pl_fed.secure_round import secure_aggregate
 from pl_fed.updates import AdapterState, Update, prefix_slots
 
 
@@ -46,6 +48,7 @@ class Federation:
     versions: dict[str, int] = field(default_factory=lambda: {"a": 0, "b": 0})  # of the server's factors
     merge_bytes: list[int] = field(default_factory=list)  # of each change to the base model, as it is broadcast
     controls: Controls | None = None
+    sealed: list[Update] = field(default_factory=list)  # with secure aggregation: what only the sum is known of
     context: RoundContext | None = None
     schedule: RoundSchedule | None = None
     step: int = 0  # batches of the current client that were trained
@@ -167,9 +170,10 @@ class Federation:
         self.context, self.schedule = None, None
         self.engine.drop()
         self.adapter.write(self.server)
-        config.cohort.check_survivors(context.round_idx, len(context.updates), context.failures)
-        updates = sorted(context.updates, key=lambda update: update.client_id)  # the order of arrival changes nothing
-        aggregate = config.server_optimizer.apply(self.server, config.rule.aggregate(self.server, updates))
+        received, self.sealed = [*context.updates, *self.sealed], []
+        config.cohort.check_survivors(context.round_idx, len(received), context.failures)
+        updates = sorted(received, key=lambda update: update.client_id)  # the order of arrival changes nothing
+        aggregate = config.server_optimizer.apply(self.server, self._aggregate(updates, context))
         if self.controls is not None:
             assert self.population is not None
             self.controls.apply(updates, self.population)
@@ -183,6 +187,14 @@ class Federation:
         self._count_changes(context.previous, renewed, updates)
         self.fire("on_round_end", context)
         return context
+
+    def _aggregate(self, updates: list[Update], context: RoundContext) -> AdapterState:
+        config, secure = self.config, self.config.secure_aggregation
+        if secure is None:
+            return config.rule.aggregate(self.server, updates)
+        state, figures = secure_aggregate(config.rule, self.server, updates, secure, context.round_idx, config.seed)
+        context.metrics.update(figures)
+        return like(state, self.server)
 
     def _count_changes(self, previous: AdapterState, renewed: AdapterState, updates: list[Update]) -> None:
         """Note what clients lack from now on: factors that moved, and what was merged into the base model.
@@ -204,6 +216,6 @@ class Federation:
 
     def drop_round(self) -> None:
         """Give up the round in progress; the server keeps its adapter."""
-        self.context, self.schedule, self.before, self.start = None, None, None, {}
+        self.context, self.schedule, self.before, self.start, self.sealed = None, None, None, {}, []
         self.engine.drop()
         self.adapter.write(self.server)

@@ -6,6 +6,7 @@ from pl_fed.clients import ClientsConfig
 from pl_fed.errors import FederatedConfigError
 from pl_fed.rounds import CohortConfig, LocalTraining
 from pl_fed.rules.base import Rule
+from pl_fed.secure_round import SecureAggregation
 from pl_fed.server_optimizer import ServerOptimizer
 from pl_fed.wire import Codecs
 
@@ -21,6 +22,7 @@ class FederationConfig:
     server_optimizer: ServerOptimizer
     codecs: Codecs
     seed: int = 0
+    secure_aggregation: SecureAggregation | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts that do not go together.
@@ -29,6 +31,8 @@ class FederationConfig:
             FederatedConfigError: If they do not; the text says why.
         """
         name, correction = type(self.rule).__name__, self.local.correction
+        if self.secure_aggregation is not None:
+            self._check_secure(name)
         if self.rule.rotates and not self.server_optimizer.plain:
             raise FederatedConfigError(
                 f"Expected the plain server optimizer with {name} but got `{self.server_optimizer.name}`: the rule "
@@ -46,4 +50,22 @@ class FederationConfig:
                 f"Expected no {type(correction).__name__} with a learned diagonal but got it with {name}: the diagonal "
                 "is folded into B, so that its control variate has no place. Set `train_diagonal: false` or use "
                 "FedProx."
+            )
+
+    def _check_secure(self, name: str) -> None:
+        if not self.rule.sums_only:
+            why = "a robust mean needs every update" if self.rule.mean else self.rule.why_not_averages
+            raise FederatedConfigError(
+                f"Expected a rule that needs sums only with `secure_aggregation` but got {name}: {why}. "
+                "`python cli.py rules` lists those that do."
+            )
+        if self.codecs.up != "float32":
+            raise FederatedConfigError(
+                f"Expected no upload codec with `secure_aggregation` but got `{self.codecs.up}`: sums are of "
+                "fixed-point numbers, set `secure_aggregation.bits`."
+            )
+        if self.local.correction is not None and self.local.correction.has_controls:
+            raise FederatedConfigError(
+                f"Expected no {type(self.local.correction).__name__} with `secure_aggregation` but got it: control "
+                "variates are not part of the sum. Use FedProx."
             )

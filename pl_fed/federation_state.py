@@ -45,6 +45,7 @@ def _save_round(federation: Federation, context: RoundContext) -> dict[str, Any]
         "failures": context.failures,
         "metrics": context.metrics,
         "updates": [update.state_dict() for update in context.updates],
+        "sealed": [update.state_dict() for update in federation.sealed],
         "finished": [client.state_dict() for client in context.finished],
         "client": context.client.state_dict(),
         "before": federation.before.tensors(),
@@ -100,6 +101,7 @@ def resume_round(
     device = next(iter(federation.server.tensors().values())).device
     federation.schedule, federation.step = schedule, state["step"]
     federation.before = AdapterState.from_tensors({name: v.to(device) for name, v in state["before"].items()})
+    federation.sealed = [Update.from_state_dict(update, device) for update in state["sealed"]]
     client = dict(state["client"])
     client["slots"] = {name: ids.to(device) for name, ids in client["slots"].items()}
     federation.context = RoundContext(
@@ -111,6 +113,7 @@ def resume_round(
         time_budget=federation.config.clients.round_seconds,
         failures=dict(state["failures"]),
         updates=[Update.from_state_dict(update, device) for update in state["updates"]],
+        num_updates=len(state["updates"]) + len(state["sealed"]),
         finished=[ClientContext(**finished) for finished in state["finished"]],
         client=ClientContext(**client),
         metrics=dict(state["metrics"]),

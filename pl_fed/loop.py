@@ -152,7 +152,7 @@ class FederatedLoop(Callback):
 
     def _figures(self, context: RoundContext) -> dict[str, float]:
         reasons = list(context.failures.values())
-        figures = {"server/clients": float(len(context.updates)), "server/failed_clients": float(len(reasons))}
+        figures = {"server/clients": float(context.num_updates), "server/failed_clients": float(len(reasons))}
         return figures | {f"server/failed_{why}": float(reasons.count(why)) for why in sorted(set(reasons))}
 
     # ------------------------------------------------------------------ interruptions

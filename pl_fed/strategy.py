@@ -23,6 +23,7 @@ from pl_fed.loop import FederatedLoop
 from pl_fed.personalised import PersonalisedEvaluation
 from pl_fed.rounds import CohortConfig, LocalTraining, derive_seed
 from pl_fed.rules import AFLoRA, Rule
+from pl_fed.secure_round import SecureAggregation
 from pl_fed.server_optimizer import ServerOptimizer
 from pl_fed.wire import Codecs
 
@@ -43,6 +44,8 @@ class FederatedStrategy(SingleDeviceStrategy):
         codecs: Formats on the wire.
         engine: How a cohort is trained; ``sequential`` is the reference.
         seed: Seed of cohorts, batches and dropout; None takes that of `seed_everything`, or 0.
+        secure_aggregation: Let the server see nothing but the sum of the updates; ``ideal`` and ``pairwise`` take the
+            defaults of `SecureAggregation`.
 
     Example:
         >>> strategy = FederatedStrategy(cohort=CohortConfig(clients=4), local=LocalTraining(epochs=1))
@@ -62,12 +65,21 @@ class FederatedStrategy(SingleDeviceStrategy):
         codecs: Codecs = Codecs(),  # noqa: B008  # frozen
         engine: Literal["sequential"] = "sequential",
         seed: int | None = None,
+        secure_aggregation: SecureAggregation | Literal["ideal", "pairwise"] | None = None,
     ) -> None:
         super().__init__("cpu", checkpoint_io=AtomicCheckpointIO())
         self.parallel_devices: list[torch.device] | None = None  # filled in by the Trainer from `accelerator=`
         self._seed = seed
         self.config = FederationConfig(
-            rule or AFLoRA(), cohort, local, clients, server_optimizer or ServerOptimizer(), codecs
+            rule or AFLoRA(),
+            cohort,
+            local,
+            clients,
+            server_optimizer or ServerOptimizer(),
+            codecs,
+            secure_aggregation=SecureAggregation(secure_aggregation)
+            if isinstance(secure_aggregation, str)
+            else secure_aggregation,
         )
         self.engine = SequentialEngine()
         self.loop, self.personal = FederatedLoop(), PersonalisedEvaluation()

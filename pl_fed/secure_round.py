@@ -1,0 +1,155 @@
+"""A round whose updates the server never sees: their weighted sum in fixed point is all that leaves the clients.
+
+Every client scatters its update to the server's rank, so that all vectors have one layout, multiplies it by its integer
+mass and appends the mass; the server learns the sum of each and divides. Rules whose mass differs by layer have one
+such group a layer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pl_fed.privacy import FixedPoint, IdealSum, PairwiseSum, SecureSum
+from pl_fed.privacy.binding import model_hash
+from pl_fed.privacy.fixed_point import choose_ring, decode_mean, encode, mean_error_bound
+from pl_fed.privacy.flatten import Layout, flatten, unflatten
+from pl_fed.privacy.ring import Ring
+from pl_fed.rounds import derive_seed
+from pl_fed.rules.base import Rule
+from pl_fed.updates import AdapterState, Update
+
+Group = tuple[str, Layout]  # a layer, or "" for everything of one mass; its tensors
+
+
+@dataclass(frozen=True)
+class SecureAggregation:
+    """How the clients' updates are summed.
+
+    Args:
+        backend: ``ideal`` adds up what the protocol would, for simulations; ``pairwise`` runs the protocol.
+        bits: Bits of one encoded value, its sign included.
+        clip: Largest absolute value of an update that can be sent; larger ones are clipped and counted.
+        stochastic: Round at random so that the expected error is zero.
+        threshold: Fewest clients that must answer in every step; None for floor(2 n / 3) + 1.
+    """
+
+    backend: Literal["ideal", "pairwise"] = "ideal"
+    bits: int = 22
+    clip: float = 8.0
+    stochastic: bool = True
+    threshold: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check bits and clip."""
+        self.fixed_point  # noqa: B018
+
+    @property
+    def fixed_point(self) -> FixedPoint:
+        """The encoding."""
+        return FixedPoint(self.bits, self.clip, self.stochastic)
+
+    def make(self) -> SecureSum:
+        """Return the backend."""
+        return (IdealSum if self.backend == "ideal" else PairwiseSum)(self.threshold)
+
+
+class _Vectors(Mapping[int, Tensor]):
+    """The clients' encoded vectors, made on demand, so that one at a time is in memory."""
+
+    def __init__(self, encoder: "_Encoder", updates: Sequence[Update]) -> None:
+        self.encoder, self.updates = encoder, {update.client_id: update for update in updates}
+
+    def __getitem__(self, client_id: int) -> Int[Tensor, " values"]:
+        return self.encoder(self.updates[client_id])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.updates)
+
+    def __len__(self) -> int:
+        return len(self.updates)
+
+
+@dataclass
+class _Encoder:
+    rule: Rule
+    server: AdapterState
+    config: FixedPoint
+    seed: int
+    round_idx: int
+
+    def __post_init__(self) -> None:
+        self.clipped: dict[int, int] = {}
+
+    def _group(self, name: str) -> str:
+        layer = name.rpartition("/")[0]
+        return layer if self.rule.layer_weights and layer in self.server.layers else ""
+
+    def parts(self, update: Update) -> dict[str, dict[str, Tensor]]:
+        """Return a client's contribution by group."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, value in self.rule.contribution(self.server, update).items():
+            found.setdefault(self._group(name), {})[name] = value
+        return found
+
+    def __call__(self, update: Update) -> Int[Tensor, " values"]:
+        """Encode a client's contribution, each group followed by its mass."""
+        seed = derive_seed(self.seed, self.round_idx, update.client_id, 0x5C)
+        generator, clipped, encoded = torch.Generator().manual_seed(seed), 0, []
+        for group, tensors in sorted(self.parts(update).items()):
+            mass = self.rule.mass(self.server, update, group)
+            part = encode(flatten(tensors, Layout.of(tensors)), mass, self.config, generator)
+            clipped += part.num_clipped
+            encoded.append(part.values)
+        self.clipped[update.client_id] = clipped
+        return torch.cat(encoded)
+
+
+def secure_aggregate(
+    rule: Rule, server: AdapterState, updates: Sequence[Update], settings: SecureAggregation, round_idx: int, seed: int
+) -> tuple[AdapterState, dict[str, float]]:
+    """Return what the rule makes of the sum, and figures of the encoding.
+
+    Args:
+        rule: A rule with `sums_only`.
+        server: The adapter that was broadcast.
+        updates: The clients' updates; they go no further than into the sum.
+        settings: How they are summed.
+        round_idx: The round.
+        seed: Seed of the federation, for the rounding.
+    """
+    encoder = _Encoder(rule, server, settings.fixed_point, seed, round_idx)
+    layout = [(group, Layout.of(tensors)) for group, tensors in sorted(encoder.parts(updates[0]).items())]
+    max_mass = max(rule.mass(server, update, group) for update in updates for group, _ in layout)
+    ring = choose_ring(settings.fixed_point, len(updates), max_mass)
+    context = model_hash(round_idx, server.tensors(), config=rule.settings())
+    found = settings.make().sum(_Vectors(encoder, updates), ring, round_idx=round_idx, context=context)
+    mean = _decoded(found.total, layout, settings.fixed_point, len(found.survivors), max_mass)
+    values = sum(group.num_values for _, group in layout) * len(updates)
+    figures = {
+        "server/secure_clipped_share": sum(encoder.clipped.values()) / max(1, values),
+        "server/secure_error_bound": mean_error_bound(settings.fixed_point),
+    }
+    return rule.absorb(server, mean), figures
+
+
+def _decoded(
+    total: Int[Tensor, " values"], layout: Sequence[Group], config: FixedPoint, num_survivors: int, max_mass: int
+) -> dict[str, Tensor]:
+    mean, start = {}, 0
+    for _, group in layout:
+        end = start + group.num_values + 1  # with its mass
+        values, _ = decode_mean(total[start:end], config, num_survivors, max_mass, torch.float64)
+        mean.update(unflatten(values, group))
+        start = end
+    return mean
+
+
+def message_bytes(rule: Rule, server: AdapterState, update: Update, ring: Ring | None = None) -> int:
+    """Return the bytes of a client's masked vector, in a ring of 64 bits by default."""
+    groups = 1 + (len(server.layers) if rule.layer_weights else 0)
+    values = sum(value.numel() for value in rule.contribution(server, update).values())
+    return (values + groups) * (ring or Ring()).word_bytes
