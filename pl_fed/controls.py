@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pl_fed.context import ClientContext
 from pl_fed.rules.base import add_updates
-from pl_fed.updates import AdapterState, Broadcast, LayerSlots, Slots, Update, scatter_columns, scatter_rows
+from pl_fed.updates import AdapterState, Broadcast, LayerSlots, Slots, Update, scattered
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Controls:
     def begin(self, message: Broadcast, own: Mapping[str, Tensor]) -> None:
         """Start a client with the variate that arrived and its own."""
         self.sums, self.steps, self.drift = {}, 0, {}
-        for name, value in _flat(message.layers, message.dense, self.server).items():
+        for name, value in scattered(message.layers, message.dense, self.server).items():
             mask = self._mask(name, message.layers)
             known = own.get(name)
             self.drift[name] = value if known is None else (value - known.to(value)) * mask
@@ -86,7 +86,7 @@ class Controls:
 
     def client_control(self, change: Update, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the client's next variate."""
-        moved = _flat(change.layers, change.dense, self.server)
+        moved = scattered(change.layers, change.dense, self.server)
         return {**own, **{n: (own[n] + v.cpu() if n in own else v.cpu()) for n, v in moved.items()}}
 
     def apply(self, updates: Sequence[Update], population: int) -> None:
@@ -104,15 +104,3 @@ class Controls:
         """Rebuild the variates on `device`."""
         parts = {key: {n: v.to(device) for n, v in state[key].items()} for key in ("server", "drift", "sums")}
         return cls(AdapterState.from_tensors(parts["server"]), parts["drift"], parts["sums"], state["steps"])
-
-
-def _flat(layers: Mapping[str, LayerSlots], dense: Mapping[str, Tensor], like: AdapterState) -> dict[str, Tensor]:
-    """Return compact values at the server's rank under their flat names; sides that were not sent are left out."""
-    flat = dict(dense)
-    for name, part in layers.items():
-        rank = like.layers[name].a.shape[0]
-        if part.a is not None:
-            flat[f"{name}/a"] = scatter_rows(part.a, part.slots, rank)
-        if part.b is not None:
-            flat[f"{name}/b"] = scatter_columns(part.b, part.slots, rank)
-    return flat

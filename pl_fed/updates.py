@@ -4,7 +4,7 @@
 factors; everything else that clients train (a classification head, say) is ``dense``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,3 +163,15 @@ def scatter_rows(
 ) -> Float[Tensor, "rank d_in"]:
     """Put rows back to their slot ids and zeros elsewhere."""
     return values.new_zeros(rank, values.shape[1]).index_copy_(0, slots, values)
+
+
+def scattered(layers: Mapping[str, LayerSlots], dense: Mapping[str, Tensor], server: AdapterState) -> dict[str, Tensor]:
+    """Return what travelled as flat tensors at the server's rank, zero in other slots; sides not sent are left out."""
+    flat = dict(dense)
+    for name, part in layers.items():
+        rank = server.layers[name].a.shape[0]
+        if part.a is not None:
+            flat[f"{name}/a"] = scatter_rows(part.a, part.slots, rank)
+        if part.b is not None:
+            flat[f"{name}/b"] = scatter_columns(part.b, part.slots, rank)
+    return flat

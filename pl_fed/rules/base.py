@@ -22,6 +22,7 @@ from pl_fed.updates import (
     Update,
     scatter_columns,
     scatter_rows,
+    scattered,
 )
 
 Weights = Mapping[str, Sequence[float]]
@@ -169,14 +170,7 @@ class Rule(ABC):
 
     def contribution(self, server: AdapterState, update: Update) -> dict[str, Tensor]:
         """Return what a client adds to a secure sum: flat tensors of one shape for all clients; with `sums_only`."""
-        flat = dict(update.dense)
-        for name, part in update.layers.items():
-            rank = server.layers[name].a.shape[0]
-            if part.a is not None:
-                flat[f"{name}/a"] = scatter_rows(part.a, part.slots, rank)
-            if part.b is not None:
-                flat[f"{name}/b"] = scatter_columns(part.b, part.slots, rank)
-        return flat
+        return scattered(update.layers, update.dense, server)
 
     def absorb(self, server: AdapterState, mean: Mapping[str, Tensor]) -> AdapterState:
         """Return the server's adapter after a round of which it knows the weighted mean contribution."""
