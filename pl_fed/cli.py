@@ -30,6 +30,7 @@ from pl_fed.errors import CheckpointError, FederatedConfigError, TooFewClientsEr
 from pl_fed.modules.base import LoraModule
 from pl_fed.modules.checkpoint import check_class
 from pl_fed.modules.export import export_adapter
+from pl_fed.privacy.pairwise.errors import ProtocolError
 from pl_fed.rules.table import LEGEND, markdown, shipped_rules
 
 DEFAULTS = Path(__file__).parent / "configs" / "defaults.yaml"
@@ -44,6 +45,7 @@ USER_ERRORS = (
     CheckpointError,
     FederatedConfigError,
     MisconfigurationException,
+    ProtocolError,
     OSError,  # a full disk, a folder that cannot be written
     TooFewClientsError,
 )

@@ -13,7 +13,7 @@ from pl_fed.context import ClientContext
 from pl_fed.errors import ClientFailureError
 from pl_fed.exchange import fault_of, folded, kept_parts, like, restricted, view_of, with_kept
 from pl_fed.rounds import derive_seed
-from pl_fed.secure_round import message_bytes
+from pl_fed.secure_round import broadcast_digest, message_bytes, received
 from pl_fed.updates import AdapterState, Broadcast, Slots, Update
 from pl_fed.wire import Wire
 
@@ -36,7 +36,12 @@ def start_client(federation: "Federation", position: int) -> None:
     _fire_client(federation, "on_client_start")
     _broadcast(federation, client, state)
     _fire_client(federation, "on_broadcast")
-    view = with_kept(view_of(federation.server, client.broadcast), state.kept, client.slots)
+    view = view_of(federation.server, client.broadcast)
+    secure = config.secure_aggregation
+    if secure is not None and secure.binding:
+        hashes = received(view, client.slots, federation.published)
+        federation.digest = broadcast_digest(context.round_idx, config.rule, hashes)
+    view = with_kept(view, state.kept, client.slots)
     seed = derive_seed(config.seed, context.round_idx, work.client_id, 0x5E)
     federation.engine.begin(view, client.slots, state, seed, config.local.optimizer == "kept")
     federation.before = _held(federation)
@@ -164,6 +169,7 @@ def _upload(federation: "Federation", client: ClientContext) -> None:
     client.update, client.upload_bytes = wire.update(update), wire.num_bytes
     if federation.config.secure_aggregation is not None:
         client.upload_bytes = message_bytes(rule, federation.server, update)
+        client.update.digest = federation.digest
 
 
 def _trained_examples(federation: "Federation", client: ClientContext) -> int:

@@ -23,7 +23,7 @@ from pl_fed.federation_config import FederationConfig
 from pl_fed.loaders import RoundPlan
 from pl_fed.rounds import ClientWork, RoundSchedule, Shards, derive_seed
 from pl_fed.rules.base import TrainedLayer
-from pl_fed.secure_round import secure_aggregate
+from pl_fed.secure_round import published, secure_aggregate
 from pl_fed.updates import AdapterState, Update, prefix_slots
 
 
@@ -56,6 +56,8 @@ class Federation:
     start: dict[str, Tensor] = field(default_factory=dict)  # the same by flat name, for a correction of gradients
     cost: ClientCost | None = None
     server: AdapterState = field(default_factory=AdapterState)
+    published: dict[str, str] = field(default_factory=dict)  # hashes of what is broadcast, with secure aggregation
+    digest: str = ""  # of what the current client received
     population: int | None = None
     shards: str | None = None  # fingerprint of the population's shards
     source: Shards | None = None  # the shards that were compared with it
@@ -122,7 +124,8 @@ class Federation:
             failures=dict(schedule.failures),
         )
         self.adapter.set_trainable(self.config.rule.sides(schedule.round_idx))
-        correction = self.config.local.correction
+        secure, correction = self.config.secure_aggregation, self.config.local.correction
+        self.published = published(self.server) if secure is not None and secure.binding else {}
         if correction is not None and correction.has_controls and self.controls is None:
             self.controls = Controls.zero(self.server)
         self.fire("on_round_start", self.context)

@@ -64,6 +64,11 @@ class FederationConfig:
                 f"Expected no upload codec with `secure_aggregation` but got `{self.codecs.up}`: sums are of "
                 "fixed-point numbers, set `secure_aggregation.bits`."
             )
+        if self.codecs.down != "float32" and self.secure_aggregation is not None and self.secure_aggregation.binding:
+            raise FederatedConfigError(
+                f"Expected `codecs.down: float32` with `secure_aggregation.binding` but got `{self.codecs.down}`: a "
+                "lossy broadcast differs from client to client. Change one of them."
+            )
         if self.local.correction is not None and self.local.correction.has_controls:
             raise FederatedConfigError(
                 f"Expected no {type(self.local.correction).__name__} with `secure_aggregation` but got it: control "

@@ -12,6 +12,7 @@ from pl_fed.errors import CheckpointMismatchError
 from pl_fed.federation import Federation
 from pl_fed.rounds import RoundSchedule
 from pl_fed.rules.base import Rule
+from pl_fed.secure_round import published
 from pl_fed.updates import AdapterState, Update
 
 
@@ -45,6 +46,7 @@ def _save_round(federation: Federation, context: RoundContext) -> dict[str, Any]
         "failures": context.failures,
         "metrics": context.metrics,
         "updates": [update.state_dict() for update in context.updates],
+        "digest": federation.digest,
         "sealed": [update.state_dict() for update in federation.sealed],
         "finished": [client.state_dict() for client in context.finished],
         "client": context.client.state_dict(),
@@ -101,6 +103,8 @@ def resume_round(
     device = next(iter(federation.server.tensors().values())).device
     federation.schedule, federation.step = schedule, state["step"]
     federation.before = AdapterState.from_tensors({name: v.to(device) for name, v in state["before"].items()})
+    federation.digest = state["digest"]
+    federation.published = published(federation.server) if state["digest"] else {}
     federation.sealed = [Update.from_state_dict(update, device) for update in state["sealed"]]
     client = dict(state["client"])
     client["slots"] = {name: ids.to(device) for name, ids in client["slots"].items()}

@@ -101,6 +101,7 @@ class Update:
         layers: Low-rank updates by layer name.
         dense: Updates of the dense tensors.
         control: The change of its control variate, with SCAFFOLD.
+        digest: Hash of the broadcast that it started from, with secure aggregation and binding.
     """
 
     client_id: int
@@ -108,6 +109,7 @@ class Update:
     layers: dict[str, LayerSlots] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
     control: "Update | None" = None
+    digest: str = ""
 
     def values(self) -> Iterator[Tensor]:
         """Yield every floating-point tensor that is sent."""
@@ -125,6 +127,7 @@ class Update:
             "num_examples": self.num_examples,
             "layers": layers,
             "dense": dict(self.dense),
+            "digest": self.digest,
             "control": None if self.control is None else self.control.state_dict(),
         }
 
@@ -141,7 +144,7 @@ class Update:
         }
         dense = {name: value.to(device) for name, value in state["dense"].items()}
         control = None if state["control"] is None else cls.from_state_dict(state["control"], device)
-        return cls(state["client_id"], state["num_examples"], layers, dense, control)
+        return cls(state["client_id"], state["num_examples"], layers, dense, control, state["digest"])
 
 
 def prefix_slots(state: AdapterState, rank: int) -> Slots:

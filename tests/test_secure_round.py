@@ -11,6 +11,7 @@ from pl_fed.context import RoundContext
 from pl_fed.corrections import Scaffold
 from pl_fed.errors import FederatedConfigError
 from pl_fed.privacy import FixedPoint, mean_error_bound
+from pl_fed.privacy.pairwise.errors import ModelMismatchError
 from pl_fed.rounds import LocalTraining
 from pl_fed.rules import AFLoRA, FedIT, FedSALoRA, FedSVD, FLoRA, HetLoRA, LoRAFAIR, Median, RoLoRA
 from pl_fed.secure_round import SecureAggregation
@@ -99,6 +100,23 @@ def test_resume_in_the_middle_of_a_round(tmp_path: Path) -> None:
     assert all(torch.equal(value, adapter_tensors(module)[name]) for name, value in expected.items())
 
 
+class Fishing(pl.Callback):
+    """A server that sends one client another B."""
+
+    def on_broadcast(self, trainer: Any, pl_module: Any, context: RoundContext) -> None:
+        if context.round_idx == 1 and context.client.client_id == 2:
+            part = next(iter(context.client.broadcast.layers.values()))
+            part.b = part.b + 1e-3
+
+
+@pytest.mark.parametrize("backend", ["ideal", "pairwise"])
+def test_a_client_with_another_model_stops_the_round(backend: str) -> None:
+    """Clients hold unequal slots: each hashes its own, and takes the published hashes of the rest."""
+    with pytest.raises(ModelMismatchError, match=r"round 1.*client.* 2"):
+        run(AFLoRA(), SecureAggregation(backend), 3, callbacks=[Fishing()], limit_val_batches=0)  # type: ignore[arg-type]
+    run(AFLoRA(), SecureAggregation(backend, binding=False), 3, callbacks=[Fishing()])  # type: ignore[arg-type]
+
+
 def test_clipped_values_are_counted() -> None:
     _, _, trainer = run(FedIT(), SecureAggregation(clip=1e-4))
     assert trainer.callback_metrics["server/secure_clipped_share"] > 0.1
@@ -112,6 +130,7 @@ def test_clipped_values_are_counted() -> None:
         ({"rule": LoRAFAIR()}, "but got LoRAFAIR: it fits a correction"),
         ({"rule": FedIT(Median())}, "but got FedIT: a robust mean needs every update"),
         ({"rule": FedIT(), "codecs": Codecs(up="int8")}, "Expected no upload codec with .* but got `int8`"),
+        ({"rule": FedIT(), "codecs": Codecs(down="bfloat16")}, "Expected `codecs.down: float32` with `secure"),
         ({"rule": FedIT(), "local": LocalTraining(correction=Scaffold())}, "Expected no Scaffold with `secure"),
     ],
 )

@@ -132,10 +132,10 @@ def encode(
         ValueError: If a value is not finite, or the generator is missing.
         FederatedConfigError: If the weight is below 1 or too large for 64 bits.
     """
-    if weight < 1 or weight * config.max_level >= Ring(64).half:
+    max_weight = (Ring(64).half - 1) // config.max_level
+    if not 1 <= weight <= max_weight:
         raise FederatedConfigError(
-            f"Expected `weight` to be at least 1 and below 2^{63 - config.bits + 1} at {config.bits} bits but got "
-            f"{weight}: scale the weights."
+            f"Expected `weight` to be 1 to {max_weight} at {config.bits} bits but got {weight}: scale the weights."
         )
     exact = vector.detach().to("cpu", torch.float64)
     if not bool(torch.isfinite(exact).all()):

@@ -49,7 +49,7 @@ class Ring:
     @property
     def half(self) -> int:
         """Half the modulus: sums must lie in [-half, half) to be read back."""
-        return 2 ** (self.bits - 1)
+        return int(2 ** (self.bits - 1))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -60,7 +60,7 @@ class Ring:
         """Return the representatives nearest to zero."""
         return values.to(torch.int32).to(torch.int64) if self.bits == 32 else values.to(torch.int64)
 
-    def check(self, values: Int[Tensor, " values"]) -> None:
+    def check(self, values: Tensor) -> None:
         """Refuse a vector that is not made of representatives: it would be wrapped without a word.
 
         Raises:
@@ -76,7 +76,7 @@ class Ring:
                     "of 64 bits."
                 )
 
-    def words(self, values: Int[Tensor, " values"]) -> Words:
+    def words(self, values: Tensor) -> Words:
         """Return a new array of the elements; see `check`."""
         self.check(values)
         return values.detach().cpu().numpy().astype(self.dtype)

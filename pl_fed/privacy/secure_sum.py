@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from jaxtyping import Int
 from torch import Tensor
 
 from pl_fed.errors import FederatedConfigError
@@ -21,8 +20,8 @@ from pl_fed.privacy.pairwise.server import PairwiseServer, SecureTotal
 from pl_fed.privacy.pairwise.session import Roster, Session, Step, check_threshold, default_threshold, public_key
 from pl_fed.privacy.ring import Ring
 
-Vectors = Mapping[int, Int[Tensor, " values"]]
-"""int64 vectors by client id; a mapping that makes them on demand keeps only one in memory."""
+Vectors = Mapping[int, Tensor]
+"""int64 vectors of shape (values,) by client id; a mapping that makes them on demand keeps only one in memory."""
 Dropouts = Mapping[int, Step]
 """By client id: the first step in which a client stays silent; it does not come back."""
 
@@ -74,8 +73,8 @@ class SecureSum(ABC):
             left = [who for who in clients if who not in dropouts or dropouts[who] > step]
             if len(left) < threshold:
                 raise TooFewSurvivorsError(
-                    f"Expected at least {threshold} clients after {step.name} but got {len(left)}: nothing is revealed; "
-                    "start a new round with more clients or a lower threshold."
+                    f"Expected at least {threshold} clients after {step.name} but got {len(left)}: nothing is "
+                    "revealed; start a new round with more clients or a lower threshold."
                 )
         return tuple(who for who in clients if who not in dropouts or dropouts[who] > Step.MASKED_INPUT)
 

@@ -35,6 +35,11 @@ def join(*parts: bytes) -> bytes:
     return b"".join(struct.pack("<Q", len(part)) + part for part in parts)
 
 
+def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
+    """Return 32 bytes of HKDF-SHA256."""
+    return HKDF(algorithm=SHA256(), length=32, salt=salt, info=info).derive(secret)
+
+
 def derive_key(secret: bytes, session: bytes, label: str, *parts: bytes) -> bytes:
     """Return 32 bytes of HKDF-SHA256 for one purpose.
 
@@ -44,8 +49,7 @@ def derive_key(secret: bytes, session: bytes, label: str, *parts: bytes) -> byte
         label: The purpose.
         parts: What the key is bound to besides: parties, public keys, the model.
     """
-    info = join(DOMAIN, label.encode(), *parts)
-    return HKDF(algorithm=SHA256(), length=32, salt=session, info=info).derive(secret)
+    return hkdf(secret, session, join(DOMAIN, label.encode(), *parts))
 
 
 def agree(private: X25519PrivateKey, public: bytes) -> bytes:
