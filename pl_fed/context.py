@@ -71,6 +71,7 @@ class RoundContext:
         num_rounds: Rounds of the whole run, or None when it has no such limit.
         seed: Seed of the federation.
         cohort: Chosen clients.
+        population: Number of all clients.
         time_budget: Seconds after which the server waits no longer, if limited.
         server: The server's adapter. Until ``on_aggregate`` the one that was broadcast, from then on the new one;
             the module holds it too, and what ``on_aggregate`` changes in the module becomes the server's.
@@ -90,6 +91,7 @@ class RoundContext:
     cohort: tuple[int, ...]
     server: AdapterState
     time_budget: float | None = None
+    population: int = 0
     previous: AdapterState | None = None
     failures: dict[int, str] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)

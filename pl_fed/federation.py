@@ -121,6 +121,7 @@ class Federation:
             schedule.cohort,
             self.server,
             self.config.clients.round_seconds,
+            self.population or 0,
             failures=dict(schedule.failures),
         )
         self.adapter.set_trainable(self.config.rule.sides(schedule.round_idx))

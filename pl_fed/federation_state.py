@@ -115,6 +115,7 @@ def resume_round(
         cohort=schedule.cohort,
         server=federation.server,
         time_budget=federation.config.clients.round_seconds,
+        population=federation.population or 0,
         failures=dict(state["failures"]),
         updates=[Update.from_state_dict(update, device) for update in state["updates"]],
         num_updates=len(state["updates"]) + len(state["sealed"]),
