@@ -1,0 +1,142 @@
+"""10 000 random and adversarial messages: only named errors, no secret in their texts, and the sum stays right."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from pl_fed.privacy.pairwise import PairwiseClient, Step
+from pl_fed.privacy.pairwise.errors import ProtocolError
+from pl_fed.privacy.pairwise.frames import HEADER, KINDS, Kind, seal
+from pl_fed.privacy.pairwise.session import SERVER_ID
+from tests.helpers.secure import Parties, body_of, from_client, from_server
+
+NUM_OUTSIDE, NUM_INSIDE, PER_DELIVERY = 8000, 2000, 25
+
+
+def flip(rng: random.Random, message: bytes) -> bytes:
+    changed = bytearray(message)
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed) if changed != message else message[:-1]
+
+
+def splice(rng: random.Random, message: bytes) -> bytes:
+    """Cut out a piece, double it, or put noise in its place; the announced length is mended half of the time."""
+    start, stop = sorted(rng.randrange(len(message) + 1) for _ in range(2))
+    piece = rng.choice([b"", message[start:stop] * 2, rng.randbytes(rng.randrange(40))])
+    changed = bytearray(message[:start] + piece + message[stop:])
+    if rng.random() < 0.5 and len(changed) >= HEADER.size + 64:
+        changed[54:62] = (len(changed) - HEADER.size - 64).to_bytes(8, "little")
+    return bytes(changed) if changed != message else message + b"\0"
+
+
+class Outsider:
+    """Sees every message of this and of an older session, and has no key of theirs."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng, self.key, self.seen, self.old = rng, Ed25519PrivateKey.generate(), [b"?"], [b"?"]
+
+    def make(self, parties: Parties, recipient: int, genuine: bytes) -> bytes:
+        rng = self.rng
+        makers: list[Callable[[], bytes]] = [
+            lambda: rng.randbytes(rng.randrange(400)),
+            lambda: b"PLSS\1" + rng.randbytes(rng.randrange(400)),
+            lambda: genuine[: rng.randrange(len(genuine))],
+            lambda: genuine + rng.randbytes(1 + rng.randrange(9)),
+            lambda: flip(rng, genuine),
+            lambda: splice(rng, genuine),
+            lambda: rng.choice(self.old),
+            lambda: rng.choice([message for message in self.seen if message != genuine]),
+            lambda: self.forge(parties, recipient, genuine),
+        ]
+        return rng.choice(makers)()
+
+    def forge(self, parties: Parties, recipient: int, genuine: bytes) -> bytes:
+        """Signed with a key of its own, in anybody's name."""
+        sender = self.rng.choice([*parties.ids, SERVER_ID, 2**50])
+        body = self.rng.choice([body_of(genuine), self.rng.randbytes(96)])
+        return seal(Kind(self.rng.choice(sorted(KINDS))), body, sender, recipient, self.key, parties.session)
+
+
+def material(parties: Parties) -> list[bytes]:
+    """Every secret that a client holds just now, raw and as people would print it."""
+    found: list[bytes] = []
+    for client in parties.clients.values():
+        state = vars(client)
+        found += [state[name].private_bytes_raw() for name in ("_cipher_key", "_mask_key") if name in state]
+        found += [state[name] for name in ("_seed",) if name in state]
+        found += [share for share in state.get("_own_shares", ())]
+    return found
+
+
+def no_secret(text: str, parties: Parties) -> bool:
+    """Say whether none of the secrets is in a text, not even 8 bytes of it in hexadecimal or as a Python literal."""
+    return not any(secret.hex()[:16] in text or repr(secret)[2:20] in text for secret in material(parties))
+
+
+def test_outsiders_can_neither_crash_nor_change_anything() -> None:
+    """Before each genuine message 25 others are delivered; then the round still ends with the ideal sum."""
+    rng, count, rounds = random.Random(0), 0, 0
+    outsider = Outsider(rng)
+    while count < NUM_OUTSIDE:
+        parties = Parties.make(4, seed=rounds)
+
+        def attack(parties: Parties, recipient: int | None, genuine: bytes) -> None:
+            nonlocal count
+            for _ in range(PER_DELIVERY):
+                target = parties.server if recipient is None else parties.clients[recipient]
+                message = outsider.make(parties, SERVER_ID if recipient is None else recipient, genuine)
+                with pytest.raises(ProtocolError) as error:
+                    target.receive(message)
+                assert no_secret(str(error.value), parties) and error.value.__cause__ is None
+                count += 1
+            outsider.seen.append(genuine)
+
+        silent = {rng.choice(parties.ids): rng.choice(list(Step))} if rounds % 2 else {}
+        parties.run(silent=silent, before=attack)
+        result = parties.server.result
+        assert result is not None and torch.equal(result.total, parties.expected(result.survivors))
+        outsider.old, outsider.seen = outsider.seen, [b"?"]
+        rounds += 1
+
+
+def insider(rng: random.Random, parties: Parties, recipient: int | None, genuine: bytes) -> bytes:
+    """The genuine message with another body, rightly signed by a party that is malicious."""
+    sender = int.from_bytes(genuine[6:14], "little")
+    body = rng.choice([flip, splice])(rng, body_of(genuine) or b"\0")
+    kind = Kind(genuine[5]) if rng.random() < 0.8 else Kind(rng.choice(sorted(KINDS)))
+    if recipient is None:
+        return from_client(parties, sender, kind, body)
+    return from_server(parties, recipient, kind, body)
+
+
+def test_insiders_get_named_errors_or_are_believed() -> None:
+    """Valid signatures over mutated bodies: no other exception, and never both shares of one client.
+
+    Whether the sum is right is not asked: a client may always send a vector of its choice.
+    """
+    rng, count = random.Random(1), 0
+    while count < NUM_INSIDE:
+        parties = Parties.make(4, num_values=2)
+        answers: dict[int, list[bytes]] = {}
+
+        def attack(parties: Parties, recipient: int | None, genuine: bytes, answers: dict = answers) -> None:  # type: ignore[type-arg]
+            nonlocal count
+            target = parties.server if recipient is None else parties.clients[recipient]
+            count += 1
+            try:
+                answer = target.receive(insider(rng, parties, recipient, genuine))
+            except ProtocolError as error:
+                assert no_secret(str(error), parties)
+            else:
+                if isinstance(target, PairwiseClient) and answer[5] == Kind.UNMASKED:
+                    answers.setdefault(target.client_id, []).append(answer)
+
+        try:
+            parties.run(before=attack)
+        except ProtocolError as error:  # a client that was told nonsense has stopped, or the sum cannot be had
+            assert no_secret(str(error), parties)
+        assert all(len(given) == 1 for given in answers.values())
