@@ -14,6 +14,8 @@ from pl_fed.errors import FederatedConfigError, TooFewClientsError
 from pl_fed.privacy import FixedPoint, IdealSum, PairwiseSum, Ring, choose_ring, decode_mean, encode, mean_error_bound
 from pl_fed.privacy.pairwise import Step, TooFewSurvivorsError, default_threshold
 from pl_fed.privacy.pairwise.errors import ModelMismatchError, OutOfOrderError
+from pl_fed.privacy.pairwise.masks import self_mask_key
+from pl_fed.privacy.pairwise.primitives import add_mask
 from tests.helpers.secure import Parties, vectors
 
 CASES = [{}, *({3: step} for step in Step)]
@@ -115,11 +117,6 @@ def test_server_that_knows_each_model_cannot_take_the_masks_off() -> None:
     parties = Parties.make(4, num_values=200, contexts={3: b"fishing"})
     parties.run(until=Step.MASKED_INPUT)
     running = parties.server._sum.copy()
-    other = Parties.make(4, num_values=200)
-    other.run(until=Step.MASKED_INPUT)
-    from pl_fed.privacy.pairwise.masks import self_mask_key
-    from pl_fed.privacy.pairwise.primitives import add_mask
-
     for who, client in parties.clients.items():  # the seeds that unmasking would give, with each client's own context
         add_mask(running, self_mask_key(client._seed, who, client.session), -1)
     total = parties.session.ring.values(running)

@@ -29,7 +29,7 @@ class Step(IntEnum):
 
 
 def default_threshold(num_clients: int) -> int:
-    """Return floor(2 n / 3) + 1, with which less than a third may collude with the server (Theorem 6.5)."""
+    """Return floor(2 n / 3) + 1, the paper's least threshold where up to a third may collude with the server."""
     return 2 * num_clients // 3 + 1
 
 
