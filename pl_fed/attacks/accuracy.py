@@ -18,6 +18,7 @@ def label_accuracy(
         true: True label counts, which sum to B.
 
     Example:
+        >>> import torch
         >>> label_accuracy(torch.tensor([[3, 1]]), torch.tensor([[2, 2]]))
         tensor([0.7500], dtype=torch.float64)
     """

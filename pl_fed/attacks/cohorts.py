@@ -1,8 +1,8 @@
 """The same fishing model for everybody still leaks: cohorts change, and their totals make a linear system.
 
-Derived. With one model the sum of a round gives only the cohort's label total, ``Gamma_r = sum_k P_rk w_k (p - n_k / B_k)``. Over
-rounds with known participation P and clients whose label mix stays the same, the totals determine the clients as soon
-as P has as many independent rounds as there are clients. Checking that all clients got the same model does not help.
+Derived. With one model a round's sum gives only the cohort's label total, Gamma_r = sum_k P_rk w_k (p - n_k / B_k).
+Over rounds with known participation P and clients whose label mix stays the same, the totals determine the clients as
+soon as P has as many independent rounds as there are clients. So checking that all got the same model does not help.
 """
 
 from collections.abc import Sequence

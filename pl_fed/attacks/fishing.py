@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pl_fed.attacks.cut_norm import CannotAttackError, Forward, Target
@@ -73,6 +73,27 @@ def choose_betas(num_models: int, width: int, scale: float = 1.0) -> Float[Tenso
     rows = 1 + orthogonal_rows(width).roll(-1, 0)  # the row of ones last: it makes the condition worse
     betas = scale * torch.cat([rows, torch.zeros(1, width, dtype=torch.float64)])
     return betas[torch.arange(num_models) % len(betas)]
+
+
+def plan_rounds(num_clients: int, width: int) -> list[Int[Tensor, " clients"]]:
+    """Say which model each client is sent, in as many rounds as separate everybody.
+
+    Up to ``width + 1`` clients take one round. With more, each round targets `width` of them and sends the others the
+    last model, of bias 0.
+
+    Example:
+        >>> [models.tolist() for models in plan_rounds(4, 2)]
+        [[0, 1, 2, 2], [2, 2, 0, 1]]
+    """
+    if num_clients <= width + 1:
+        return [torch.arange(num_clients)]
+    rounds = []
+    for first in range(0, num_clients, width):
+        models = torch.full((num_clients,), width)
+        targets = min(width, num_clients - first)
+        models[first : first + targets] = torch.arange(targets)
+        rounds.append(models)
+    return rounds
 
 
 @contextmanager

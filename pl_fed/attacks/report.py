@@ -21,6 +21,8 @@ the same model stop nothing."""
 class ClientRow:
     """One client of the report.
 
+    A client that was not separated counts with what guessing gives.
+
     Args:
         client: Number of the client in the audited round.
         true: True label counts.

@@ -4,6 +4,7 @@ Follows arXiv 2406.15731 (Wang et al., INFOCOM 2024), re-implemented from the ab
 the user owns, to see what a malicious server could learn from a federation under secure aggregation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -89,6 +90,34 @@ def recover(observation: Observation, correction: Correction = "auto") -> Recove
         margin,
         not bool(system.identifiable[sizes == 1].all()),
         tuple(notes),
+    )
+
+
+def combine(recoveries: Sequence[Recovery]) -> Recovery:
+    """Put together rounds that targeted different clients of one population; each client's first find counts."""
+    first = recoveries[0]
+    counts, raw, batches, found = (
+        first.counts.clone(),
+        first.raw.clone(),
+        first.batch_sizes.clone(),
+        first.found.clone(),
+    )
+    for other in recoveries[1:]:
+        new = other.found & ~found
+        counts[new], raw[new], batches[new] = other.counts[new], other.raw[new], other.batch_sizes[new]
+        found |= new
+    notes = [f"{len(recoveries)} rounds, each with other targets."] if len(recoveries) > 1 else list(first.notes)
+    return Recovery(
+        counts,
+        raw,
+        batches,
+        found,
+        min(r.rank for r in recoveries),
+        max(r.num_models for r in recoveries),
+        max(r.condition for r in recoveries),
+        max(r.margin for r in recoveries),
+        any(r.under_determined for r in recoveries),
+        tuple(dict.fromkeys([*notes, *(n for r in recoveries for n in r.notes if "share a model" not in n)])),
     )
 
 
