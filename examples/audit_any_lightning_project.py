@@ -1,6 +1,6 @@
 """An ordinary Lightning project, and one callback that says what a federation of it would leak.
 
-    pip install pl_fed && python examples/audit_any_lightning_project.py
+    pip install -e . && python examples/audit_any_lightning_project.py
 
 Nothing here knows of federation. The callback simulates clients on the training data, lets a malicious server craft
 their models, and compares what it reads from the sum of their updates with the truth. It is an audit: run it on data

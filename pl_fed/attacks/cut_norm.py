@@ -89,7 +89,7 @@ def find_target(module: nn.Module, forward: Forward) -> Target:
 
 
 def _running_order(module: nn.Module, forward: Forward) -> list[tuple[str, nn.Module]]:
-    """Return the parts with parameters of their own in the order in which they last ran."""
+    """Return the parts with parameters of their own in the order in which they last began to run."""
     ran: dict[str, nn.Module] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -100,7 +100,7 @@ def _running_order(module: nn.Module, forward: Forward) -> list[tuple[str, nn.Mo
         return hook
 
     own = [(name, part) for name, part in module.named_modules() if any(True for _ in part.parameters(recurse=False))]
-    handles = [part.register_forward_hook(note(name)) for name, part in own]
+    handles = [part.register_forward_pre_hook(note(name)) for name, part in own]
     try:
         forward()
     finally:

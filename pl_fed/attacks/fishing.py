@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pl_fed.attacks.cut_norm import CannotAttackError, Forward, Target
-from pl_fed.attacks.preserve import capture_input, preserved
+from pl_fed.attacks.preserve import capture_input, preserved, still
 
 LARGEST_JACOBIAN = 4_000_000  # entries of one model's; beyond, the bias's own movement is left out
 
@@ -126,7 +126,7 @@ def make_models(
     embeddings, logits, jacobians = [], [], []
     for beta in betas:
         with crafted(module, target, beta):
-            module.eval()
+            still(module)
             embedding, jacobian = _embedding(target, forward, moving)
             with torch.no_grad():
                 logits.append(target.head(embedding.to(target.head.weight)).double().cpu())

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
@@ -51,6 +52,14 @@ def preserved(module: nn.Module) -> Iterator[None]:
                 owner._buffers[name] = buffer.copy_(value)
         for part, training in flags:
             part.training = training
+
+
+def still(module: nn.Module) -> None:
+    """Turn dropout off but keep batch norms on batch statistics, as in training: samples that are alike stay alike."""
+    module.eval()
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.train()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pl_fed.attacks.cut_norm import Target
 from pl_fed.attacks.fishing import crafted
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import HeadUpdate, LocalSteps
-from pl_fed.attacks.preserve import capture_input, preserved
+from pl_fed.attacks.preserve import capture_input, preserved, still
 from pl_fed.attacks.quantise import SecureSum
 
 Batch = TypeVar("Batch")
@@ -82,7 +82,7 @@ def loss_mismatch(
     The owner of the data checks the configuration with it; a server could not.
     """
     with crafted(module, target, beta), torch.enable_grad(), capture_input(target.head) as seen:
-        module.eval()
+        still(module)
         (gradient,) = torch.autograd.grad(loss(batch), target.head.weight)
         embedding = seen[-1].detach().flatten(0, -2)[0]
         logits = target.head(embedding).detach().double().cpu()
