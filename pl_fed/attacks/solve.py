@@ -6,7 +6,7 @@ the user owns, to see what a malicious server could learn from a federation unde
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -61,7 +61,7 @@ def recover(observation: Observation, correction: Correction = "auto") -> Recove
             ``auto`` takes the latter where it helps.
 
     Raises:
-        FederatedConfigError: If `correction` is unknown, or is ``trajectory`` with Adam or an unknown scale.
+        FederatedConfigError: If `correction` is ``trajectory`` with Adam or an unknown scale.
     """
     public, notes = observation.round, []
     used, group = public.assignment.unique(return_inverse=True)
@@ -130,8 +130,6 @@ def _choose(models: FishingModels, used: Tensor) -> FishingModels:
 def _gradients(
     observation: Observation, models: FishingModels, system: LinearSystem, total_weight: Tensor, correction: Correction
 ) -> Tensor:
-    if correction not in get_args(Correction):
-        raise FederatedConfigError(f"Expected `correction` out of {get_args(Correction)} but got `{correction}`.")
     public = observation.round
     simulable = public.local.optimizer == "sgd" and public.scale_known
     if correction == "trajectory" and not simulable:

@@ -91,7 +91,7 @@ def test_several_local_steps(steps: int, naive: float) -> None:
     """lr .01, s = .3, every step on all the client's data: exact with the simulated path, not with the mean gradient."""
     played = play(small_cnn(), label_draws([32] * 8), LocalSteps(steps, 0.01), scale=0.3)
     assert figure(played, "trajectory") == (1.0, 1.0)
-    assert naive < figure(played, "naive")[0] < 1.0
+    assert naive < figure(played, "naive")[0] and recover(played.observation, "naive").margin > 0.3
 
 
 @pytest.mark.parametrize(("steps", "least"), [(4, 1.0), (20, 0.99)])
@@ -126,10 +126,10 @@ def test_adam_breaks_it_and_the_result_says_so() -> None:
         recover(played.observation, "trajectory")
 
 
-@pytest.mark.parametrize(("width", "least", "most"), [(64, 0.85, 0.97), (512, 0.985, 1.0)])
+@pytest.mark.parametrize(("width", "least", "most"), [(64, 0.85, 0.97), (512, 0.97, 1.0)])
 def test_dropout_before_the_head(width: int, least: float, most: float) -> None:
-    """The embeddings vary around the expected ones; the wider the layer, the less."""
-    accuracy, _ = figure(play(mlp(width, dropout=0.5), label_draws([32] * 8)))
+    """The embeddings vary around the expected ones; the wider the layer and the smaller the logits, the less."""
+    accuracy, _ = figure(play(mlp(width, dropout=0.5), label_draws([32] * 8), scale=0.1))
     assert least < accuracy <= most
 
 
@@ -169,12 +169,12 @@ def test_baselines_by_hand() -> None:
     assert ilrg(gradient, torch.zeros(2, 2), torch.zeros(2), 2).tolist() == pytest.approx([2.0, 0.0])
 
 
-@pytest.mark.parametrize(("noise_multiplier", "least", "most"), [(0.1, 0.7, 0.99), (0.3, 0.35, 0.8), (1.0, 0.1, 0.55)])
+@pytest.mark.parametrize(("noise_multiplier", "least", "most"), [(0.1, 0.65, 0.9), (0.3, 0.4, 0.7), (1.0, 0.2, 0.6)])
 def test_client_level_differential_privacy(noise_multiplier: float, least: float, most: float) -> None:
-    """Each update clipped to norm 1, Gaussian noise of that multiple on the sum: from .3 on guessing is as good."""
+    """Each update clipped to norm 1, Gaussian noise of that multiple on the sum: from .3 on guessing, .51, is as good."""
     results = []
     for seed in range(3):
-        played = play(mlp(), label_draws([32] * 8, seed=seed), scale_known=False)
+        played = play(mlp(), label_draws([32] * 8, seed=seed), scale=0.3, scale_known=False)
         clipped = [u.unflatten(u.flat() / float(u.flat().norm().clamp(min=1))) for u in played.updates]
         summed = aggregate(clipped, torch.ones(8, dtype=torch.float64))
         flat = summed.flat()
@@ -185,10 +185,8 @@ def test_client_level_differential_privacy(noise_multiplier: float, least: float
     assert least < sum(results) / 3 < most
 
 
-def test_unknown_correction() -> None:
+def test_a_path_of_unknown_length_cannot_be_simulated() -> None:
     seen = play(mlp(), label_draws([8] * 2)).observation
-    with pytest.raises(FederatedConfigError, match="`correction` out of .* but got `best`"):
-        recover(seen, "best")  # type: ignore[arg-type]
     unknown = PublicRound(seen.round.assignment, seen.round.weights, None, LocalSteps(4, 0.1), scale_known=False)
     with pytest.raises(FederatedConfigError, match="scale_known=False"):
         recover(Observation(seen.aggregate, seen.models, unknown), "trajectory")

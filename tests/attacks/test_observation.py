@@ -1,0 +1,150 @@
+"""The attack takes nothing but the server's view: by its types, and when everything else is poisoned."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pl_fed.attacks.counts import largest_remainder, smallest_batch, unknown_scale
+from pl_fed.attacks.losses import LossSpec
+from pl_fed.attacks.observation import HeadUpdate, LocalSteps, Observation
+from pl_fed.attacks.quantise import FixedPointSum
+from pl_fed.attacks.report import counts_text, make_report
+from pl_fed.attacks.solve import recover
+from pl_fed.errors import FederatedConfigError
+from tests.helpers import audited
+from tests.helpers.audited import label_draws, mlp, play
+
+
+def leaves(value: Any, path: str = "observation") -> list[tuple[str, Any]]:
+    if dataclasses.is_dataclass(value):
+        return [x for f in dataclasses.fields(value) for x in leaves(getattr(value, f.name), f"{path}.{f.name}")]
+    return [(path, value)]
+
+
+SEEN = {
+    "aggregate": ["weight", "bias"],
+    "models": ["betas", "embeddings", "logits", "head_weight", "head_bias", "jacobians"],
+    "round": ["assignment", "weights", "batch_sizes", "scale_known"],
+    "round.local": ["steps", "lr", "momentum", "weight_decay", "optimizer"],
+    "round.loss": ["name", "label_smoothing", "class_weights"],
+}
+
+
+def test_its_fields_are_these_and_hold_numbers_only() -> None:
+    """No module, no batch, no per-client update: one sum of the shape of one head."""
+    played = play(mlp(), label_draws([32] * 8), LocalSteps(2, 0.01))
+    seen = dict(leaves(played.observation))
+    assert set(seen) == {f"observation.{part}.{name}" for part, names in SEEN.items() for name in names}
+    for name, value in seen.items():
+        assert value is None or isinstance(value, (Tensor, int, float, str, tuple)), name
+        if isinstance(value, Tensor):
+            assert not value.requires_grad and not isinstance(value, nn.Parameter), name
+    assert played.observation.aggregate.weight.shape == (10, 64)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_poisoning_all_else_changes_nothing(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """The module's tensors become NaN, the images and the single updates too, and no module can run any more."""
+    net = mlp()
+    played = play(net, label_draws([32] * 8), LocalSteps(steps, 0.01), scale=0.3)
+    before = recover(played.observation)
+    assert torch.equal(before.counts, played.true)
+    for tensor in [*net.parameters(), *net.buffers(), *(u.weight for u in played.updates), audited.digits()[0].clone()]:
+        if tensor.is_floating_point():
+            tensor.data.fill_(float("nan"))
+    for update in played.updates:
+        assert update.bias is not None
+        update.bias.fill_(float("nan"))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the attack ran a module")
+
+    monkeypatch.setattr(nn.Module, "__call__", refuse)
+    torch.manual_seed(1)  # nor does it draw random numbers
+    again = recover(played.observation)
+    assert torch.equal(again.raw, before.raw) and torch.equal(again.counts, before.counts)
+
+
+def test_the_sum_is_all_that_tells_clients_apart() -> None:
+    """With another sum of the same models the result is another: nothing leaks past the aggregate."""
+    one, two = (play(mlp(), label_draws([32] * 8, seed=seed)) for seed in (0, 1))
+    torch.manual_seed(0)
+    swapped = Observation(
+        HeadUpdate(torch.zeros(10, 64).double(), torch.zeros(10).double()), *list(vars(one.observation).values())[1:]
+    )
+    assert not torch.equal(one.true, two.true)
+    assert len(recover(swapped).counts.unique(dim=0)) == 8  # the logits alone: B * softmax(z_k)
+    assert not torch.equal(recover(swapped).counts, one.true)
+
+
+def test_hand_computed() -> None:
+    """Two clients, e = (2, 0) and (0, 2), z = 0, no bias; n = (2, 0) and (1, 1), lr 1.
+
+    g_1 = (.5 - 1, .5 - 0) = (-.5, .5) and g_2 = 0; minus the sum of g_k e_k^T is [[1, 0], [-1, 0]].
+    """
+    models = audited.FishingModels(
+        torch.tensor([[2.0, 0.0], [0.0, 2.0]]).double(),
+        torch.tensor([[2.0, 0.0], [0.0, 2.0]]).double(),
+        torch.zeros(2, 2).double(),
+        torch.zeros(2, 2).double(),
+        None,
+    )
+    public = audited.PublicRound(torch.arange(2), torch.ones(2), torch.tensor([2, 2]))
+    update = HeadUpdate(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), None)
+    found = recover(Observation(update, models, public))
+    assert found.counts.tolist() == [[2, 0], [1, 1]] and found.rank == 2
+    assert found.condition == pytest.approx(1.0) and found.margin < 1e-12
+    report = make_report(found, found.counts, torch.tensor([[1, 1], [1, 1]]))
+    assert (report.label_accuracy, report.exact_match, report.guess) == (1.0, 1.0, 0.75)
+    assert "| 0 | 2 0 | 2 0 | yes | 1.000 | 0.500 |" in report.markdown() and "What stops it" in report.markdown()
+
+
+def test_a_client_that_is_not_separated_counts_as_guessed() -> None:
+    played = play(mlp(4), label_draws([32] * 6))
+    found = recover(played.observation)
+    guessed = torch.full((6, 10), 3)
+    report = make_report(found, played.true, guessed)
+    assert report.under_determined and "under-determined" in report.markdown() and "not separated" in report.markdown()
+    lost = next(row for row in report.rows if row.recovered is None)
+    assert lost.accuracy == lost.guess and not lost.exact
+    assert "audit/condition" not in report.metrics() and report.metrics()["audit/under_determined"] == 1.0
+    assert counts_text(tuple([1] * 20)).endswith("...")
+
+
+def test_largest_remainder() -> None:
+    assert largest_remainder(torch.tensor([1.4, 0.4, 0.2]), 2).tolist() == [1, 1, 0]
+    assert largest_remainder(torch.tensor([-0.1, 2.1, 1.0]), 3).tolist() == [0, 2, 1]
+    assert largest_remainder(torch.tensor([float("nan"), 0.0]), 4).tolist() == [2, 2]
+
+
+def test_no_whole_counts_is_no_batch_size() -> None:
+    assert smallest_batch(torch.tensor([2**-0.5, 1 - 2**-0.5]).double(), limit=20) is None
+    assert smallest_batch(torch.tensor([0.25, 0.75]).double()) == 4
+
+
+def test_scale_without_an_absent_class_is_not_confirmed() -> None:
+    """p = 1/2, mix (1/4, 3/4), factor 3: Gamma = 3 (1/4, -1/4). Unknown B: taken for (0, 1) at 3/2. B = 4: 3."""
+    gamma, logits = torch.tensor([0.75, -0.75]).double(), torch.zeros(2).double()
+    assert unknown_scale(gamma, logits, LossSpec()) == (1.5, False)
+    assert unknown_scale(gamma / 3, torch.zeros(2).double(), LossSpec(), 4)[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LossSpec(label_smoothing=1.0), "label_smoothing` in"),
+        (lambda: LossSpec("bce_with_logits", label_smoothing=0.1), "0 with `bce_with_logits`"),
+        (lambda: LossSpec(class_weights=(1.0, 0.0)), "positive `loss.class_weights`"),
+        (lambda: LossSpec(class_weights=(1.0,)).label_mix(torch.zeros(2), torch.zeros(2)), "Expected 2"),
+        (lambda: LossSpec("cross_entropy", 0.1, (1.0, 2.0)).ceiling(torch.zeros(2)), "a known scale"),
+        (lambda: LocalSteps(steps=0), "`local.steps` of 1"),
+        (lambda: LocalSteps(momentum=1.0), "`local.momentum` in"),
+        (lambda: FixedPointSum(bits=1), "`bits` in"),
+    ],
+)
+def test_messages(make: Any, message: str) -> None:
+    with pytest.raises(FederatedConfigError, match=message):
+        make()
