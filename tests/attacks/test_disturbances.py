@@ -88,7 +88,7 @@ def test_unknown_batch_sizes() -> None:
 
 @pytest.mark.parametrize(("steps", "naive"), [(4, 0.99), (20, 0.9)])
 def test_several_local_steps(steps: int, naive: float) -> None:
-    """lr .01, s = .3, every step on all the client's data: exact with the simulated path, not with the mean gradient."""
+    """lr .01, s = .3, every step on all the client's data: exact with the simulated path."""
     played = play(small_cnn(), label_draws([32] * 8), LocalSteps(steps, 0.01), scale=0.3)
     assert figure(played, "trajectory") == (1.0, 1.0)
     assert naive < figure(played, "naive")[0] and recover(played.observation, "naive").margin > 0.3
@@ -171,7 +171,7 @@ def test_baselines_by_hand() -> None:
 
 @pytest.mark.parametrize(("noise_multiplier", "least", "most"), [(0.1, 0.65, 0.9), (0.3, 0.4, 0.7), (1.0, 0.2, 0.6)])
 def test_client_level_differential_privacy(noise_multiplier: float, least: float, most: float) -> None:
-    """Each update clipped to norm 1, Gaussian noise of that multiple on the sum: from .3 on guessing, .51, is as good."""
+    """Each update clipped to norm 1, Gaussian noise of that multiple on the sum: from .3 on like guessing, .51."""
     results = []
     for seed in range(3):
         played = play(mlp(), label_draws([32] * 8, seed=seed), scale=0.3, scale_known=False)

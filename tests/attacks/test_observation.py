@@ -1,12 +1,14 @@
 """The attack takes nothing but the server's view: by its types, and when everything else is poisoned."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pl_fed.attacks.cohorts import recover_over_rounds
 from pl_fed.attacks.counts import largest_remainder, smallest_batch, unknown_scale
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import HeadUpdate, LocalSteps, Observation
@@ -148,3 +150,24 @@ def test_scale_without_an_absent_class_is_not_confirmed() -> None:
 def test_messages(make: Any, message: str) -> None:
     with pytest.raises(FederatedConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "message"),
+    [
+        (LossSpec, "name", "`loss.name` out of .* but got `other`"),
+        (LocalSteps, "optimizer", "`local.optimizer` out of"),
+    ],
+)
+def test_unknown_choices(kind: Any, field: str, message: str) -> None:
+    wrong = object.__new__(kind)
+    for name, value in {**vars(kind()), field: "other"}.items():
+        object.__setattr__(wrong, name, value)
+    with pytest.raises(FederatedConfigError, match=message):  # without the tests' type checker
+        inspect.unwrap(kind.__post_init__)(wrong)
+
+
+def test_rounds_with_one_model_are_checked() -> None:
+    played = play(mlp(), label_draws([8] * 2))
+    with pytest.raises(FederatedConfigError, match="one model and 2 clients in round 0 but got 2 and 2"):
+        recover_over_rounds([played.observation], torch.ones(1, 2, dtype=torch.bool), torch.tensor([8, 8]))

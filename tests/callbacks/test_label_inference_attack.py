@@ -1,6 +1,7 @@
 """The audit as a callback: in a plain Lightning project, without a trace in it."""
 
 import csv
+import inspect
 import pickle
 import subprocess
 import sys
@@ -252,6 +253,8 @@ def test_errors(tmp_path: Path) -> None:
         fit(Manual(), loader(), tmp_path, LabelInferenceAttack())
     with pytest.raises(FederatedConfigError, match="`num_clients`, .* of 1 or more but got 0"):
         LabelInferenceAttack(num_clients=0)
+    with pytest.raises(FederatedConfigError, match=r"`when` out of .*'fit_end'.* but got `never`"):
+        inspect.unwrap(LabelInferenceAttack.__init__)(object.__new__(LabelInferenceAttack), **{"when": "never"})
     with pytest.raises(FederatedConfigError, match="override `LabelInferenceAttack.labels`"):
         find_labels({"digit": torch.zeros(2)})
     with pytest.raises(FederatedConfigError, match="a classification loss"):

@@ -1,0 +1,151 @@
+"""What the label inference audit recovers, case by case: the tables of docs/label_inference.md.
+
+Eight clients of 32 of scikit-learn's digits (without it, of noise), label mixes from Dirichlet(0.5), means over seeds.
+
+    python benchmarks/label_inference.py [--seeds 3]
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the small networks are those of the tests
+
+from pl_fed.attacks.accuracy import exact_match, label_accuracy
+from pl_fed.attacks.baselines import guess, ilrg, llg, mean_gradient, spread_mix
+from pl_fed.attacks.observation import LocalSteps, Observation
+from pl_fed.attacks.quantise import FixedPointSum
+from pl_fed.attacks.report import mix_of
+from pl_fed.attacks.simulate import aggregate, client_update
+from pl_fed.attacks.solve import Correction, recover
+from tests.helpers.audited import NETS, Attacked, images_of, label_draws, mlp, play, small_cnn
+
+Result = tuple[float, float, float]  # label accuracy, exact matches, what guessing gives
+Case = Callable[[int], Result]
+
+
+def compared(counts: Tensor, true: Tensor) -> Result:
+    guessed = label_accuracy(guess(true.shape[1], true.sum(1)), true)
+    return (
+        float(label_accuracy(counts, true).mean()),
+        float(exact_match(counts, true).double().mean()),
+        float(guessed.mean()),
+    )
+
+
+def attacked(played: Attacked, correction: Correction = "auto") -> Result:
+    return compared(recover(played.observation, correction).counts, played.true)
+
+
+def noised(noise_multiplier: float) -> Case:
+    """Client-level differential privacy: updates of the head clipped to their median norm, noise on the sum."""
+
+    def case(seed: int) -> Result:
+        played = play(mlp(), label_draws([32] * 8, seed=seed), scale=0.3, scale_known=False)
+        norms = torch.stack([update.flat().norm() for update in played.updates])
+        clip = float(norms.median())
+        clipped = [u.unflatten(u.flat() * min(1.0, clip / float(u.flat().norm()))) for u in played.updates]
+        summed = aggregate(clipped, torch.ones(8, dtype=torch.float64))
+        flat = summed.flat()
+        noise = torch.randn(len(flat), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        seen = Observation(
+            summed.unflatten(flat + noise_multiplier * clip * noise),
+            played.observation.models,
+            played.observation.round,
+        )
+        return compared(recover(seen).counts, played.true)
+
+    return case
+
+
+def baseline(name: str) -> Case:
+    """An honest round of the same clients; every client is given the estimated mix."""
+
+    def case(seed: int) -> Result:
+        net, labels = small_cnn(), label_draws([32] * 8, seed=seed)
+        played = play(net, labels)
+        models = played.observation.models
+        updates = [
+            client_update(
+                net,
+                played.target,
+                None,
+                [(images_of(own, k), own)],
+                lambda b: nn.functional.cross_entropy(net(b[0]), b[1]),
+                LocalSteps(),
+            )
+            for k, own in enumerate(labels)
+        ]
+        gradient = mean_gradient(aggregate(updates, torch.ones(8, dtype=torch.float64)), 1.0, 8.0)
+        assert models.head_bias is not None
+        mix = {
+            "LLG": lambda: llg(gradient, 256),
+            "iLRG": lambda: ilrg(gradient, models.head_weight, models.head_bias, 256),
+            "true aggregate mix": lambda: mix_of(played.true),
+        }[name]()
+        return compared(spread_mix(mix, played.true.sum(1)), played.true)
+
+    return case
+
+
+def cases() -> dict[str, Case]:
+    found: dict[str, Case] = {}
+    for name, make in NETS.items():
+        found[f"{name}, N = 8, B = 32"] = lambda s, m=make: attacked(play(m(), label_draws([32] * 8, seed=s)))
+        if name != "bn2d_flatten":
+            found[f"{name}, N = 16, B = 256"] = lambda s, m=make: attacked(play(m(), label_draws([256] * 16, seed=s)))
+    for lr in (1.0, 0.1, 0.01):
+        for bits in (22, 20, 16, 12, 8):
+            found[f"{bits} bits, clip 8, lr {lr:g}"] = lambda s, lr=lr, bits=bits: attacked(
+                play(small_cnn(), label_draws([32] * 8, seed=s), LocalSteps(lr=lr), secure_sum=FixedPointSum(bits))
+            )
+    found |= {f"{which}, {case}": local for which in ("trajectory", "naive") for case, local in steps(which).items()}
+    for width in (64, 512):
+        for scale in (1.0, 0.1):
+            found[f"dropout .5, d = {width}, s = {scale:g}"] = lambda s, w=width, scale=scale: attacked(
+                play(mlp(w, dropout=0.5), label_draws([32] * 8, seed=s), scale=scale)
+            )
+    found |= {name: baseline(name) for name in ("LLG", "iLRG", "true aggregate mix")}
+    return found | {f"client-level DP, noise multiplier {nm:g}": noised(nm) for nm in (0.1, 0.3, 1.0)}
+
+
+def steps(correction: Correction) -> dict[str, Case]:
+    def case(local: LocalSteps, fresh: bool) -> Case:
+        sizes = [32 * local.steps if fresh else 32] * 8
+        return lambda s: attacked(
+            play(small_cnn(), label_draws(sizes, seed=s), local, scale=0.3, fresh_batches=fresh),
+            "naive" if local.optimizer == "adam" else correction,
+        )
+
+    found = {f"{n} steps, all data each": case(LocalSteps(n, 0.01), False) for n in (4, 20)}
+    found |= {f"{n} steps, a batch each": case(LocalSteps(n, 0.01), True) for n in (4, 20)}
+    found["4 steps, a batch each, momentum .9"] = case(LocalSteps(4, 0.01, 0.9), True)
+    if correction == "naive":
+        found["4 steps, a batch each, Adam"] = case(LocalSteps(4, 0.01, optimizer="adam"), True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    seeds = range(parser.parse_args().seeds)
+    torch.set_num_threads(1)
+    print("| case | label accuracy | exact matches | guess |\n|---|---|---|---|")
+    for name, case in cases().items():
+        rows = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            rows.append(case(seed))
+        print(
+            f"| {name} | {' | '.join(f'{statistics.mean(column):.3f}' for column in zip(*rows, strict=True))} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
