@@ -1,15 +1,22 @@
 """The sum that secure aggregation gives: fixed point, exact but for the rounding of each client's own vector."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from pl_fed.errors import FederatedConfigError
 
-SecureSum = Callable[[Sequence[Tensor]], Tensor]  # the clients' vectors to their sum, the server's only view
+
+@runtime_checkable
+class SecureSum(Protocol):
+    """Any function from the clients' vectors to their sum, which is the server's only view."""
+
+    def __call__(self, vectors: Sequence[Tensor]) -> Any:
+        """Return the sum, a tensor; the command line takes a class in the return type for the one to make."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class FixedPointSum:
                 f"Expected `bits` in [2, 32] and `clip` above 0 but got {self.bits} and {self.clip}."
             )
 
-    def __call__(self, vectors: Sequence[Float[Tensor, " params"]]) -> Float[Tensor, " params"]:
+    def __call__(self, vectors: Sequence[Tensor]) -> Tensor:
         """Return the sum of the rounded vectors, in float64."""
         step = self.clip / 2 ** (self.bits - 1)
         most = 2 ** (self.bits - 1) - 1

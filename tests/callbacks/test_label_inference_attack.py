@@ -12,56 +12,19 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from torchmetrics.classification import MulticlassAccuracy
+from torch.utils.data import DataLoader, IterableDataset
 
 from pl_fed.attacks import FixedPointSum, LocalSteps, LossSpec
+from pl_fed.attacks.audit import AuditSettings
 from pl_fed.callbacks import LabelInferenceAttack
-from pl_fed.callbacks._audit_batches import count_labels, draw_batches, find_labels, noise_like
 from pl_fed.errors import FederatedConfigError
 from tests.helpers.audited import bert, digits, mlp
+from tests.helpers.audited_runs import Net, fit, loader
 
 ROOT = Path(__file__).parents[2]
-
-
-class Net(pl.LightningModule):
-    """A classifier with dropout, batch norm and a metric that keeps state outside of its buffers' reach."""
-
-    def __init__(self, net: nn.Module | None = None, loss: Callable[..., Tensor] = nn.functional.cross_entropy) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = mlp(32) if net is None else net
-        self.loss, self.accuracy, self.steps = loss, MulticlassAccuracy(10), 0
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | dict[str, Tensor]:
-        images, labels = batch.values() if isinstance(batch, dict) else batch
-        logits = self.net(images)
-        self.steps += 1
-        self.accuracy(logits.detach(), labels)
-        self.log("train/accuracy", self.accuracy, on_step=False, on_epoch=True)
-        self.log("train/epoch", float(self.trainer.current_epoch))
-        return {"loss": self.loss(logits, labels)}
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def loader(num_examples: int = 320, **kwargs: Any) -> DataLoader[Any]:
-    images, labels = digits()
-    return DataLoader(
-        TensorDataset(images[:num_examples], labels[:num_examples]), **{"batch_size": 32, "shuffle": True} | kwargs
-    )
-
-
-def fit(module: pl.LightningModule, data: Any, folder: Path, *callbacks: pl.Callback, **kwargs: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "logger": False}
-    defaults |= {"enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": folder}
-    trainer = pl.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
-    torch.manual_seed(7)
-    trainer.fit(module, data)
-    return trainer
 
 
 WHEN = [
@@ -218,19 +181,6 @@ def test_a_stream_is_iterated(tmp_path: Path) -> None:
         fit(Net(), DataLoader(Stream(), batch_size=32), tmp_path, LabelInferenceAttack(3, batch_size=8))
 
 
-def test_clients_of_a_federation_keep_their_shards() -> None:
-    """A loader whose batch sampler knows shards: nobody is given an example of another client."""
-    from pl_fed.loaders import RoundLoader
-
-    shards = [list(range(0, 40)), list(range(40, 50)), list(range(50, 100))]
-    data = RoundLoader(TensorDataset(torch.zeros(100, 2), torch.arange(100)), shards, batch_size=8)
-    drawn = [torch.cat([batch[1] for batch in client]) for client in draw_batches(data, 3, 2)]
-    owners = [{next(k for k, s in enumerate(shards) if int(i) in s) for i in ids} for ids in drawn]
-    assert sorted(owners, key=min) == [{0}, {1}, {2}] and all(len(ids) == 16 for ids in drawn)
-    with pytest.raises(FederatedConfigError, match="examples for 4 clients"):
-        draw_batches(data, 4, 1)
-
-
 def test_a_dry_run_leaves_no_file(tmp_path: Path) -> None:
     audit = LabelInferenceAttack()
     fit(Net(), loader(), tmp_path, audit, fast_dev_run=True)
@@ -255,13 +205,6 @@ def test_errors(tmp_path: Path) -> None:
         LabelInferenceAttack(num_clients=0)
     with pytest.raises(FederatedConfigError, match=r"`when` out of .*'fit_end'.* but got `never`"):
         inspect.unwrap(LabelInferenceAttack.__init__)(object.__new__(LabelInferenceAttack), **{"when": "never"})
-    with pytest.raises(FederatedConfigError, match="override `LabelInferenceAttack.labels`"):
-        find_labels({"digit": torch.zeros(2)})
-    with pytest.raises(FederatedConfigError, match="a classification loss"):
-        count_labels(torch.tensor([0.5, 1.5]), 3)
-    assert count_labels(torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]), 3).tolist() == [1, 0, 2]
-    noise = noise_like({"ids": torch.tensor([[3, 9]]), "mask": torch.tensor([[1, 0]]), "x": torch.zeros(1, 2)})
-    assert noise["mask"].tolist() == [[1, 0]] and int(noise["ids"].max()) < 10 and bool(noise["x"].all())
 
 
 def test_labels_under_another_name(tmp_path: Path) -> None:
@@ -287,3 +230,15 @@ def test_example(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "| **the attack** | **1.000** | **1.000** |" in done.stdout
     assert (tmp_path / "label_inference_end.md").read_text().strip() in done.stdout
+
+
+def test_it_is_configured_by_class_path() -> None:
+    """As in a YAML file of LightningCLI."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--audit", type=LabelInferenceAttack)
+    secure_sum = {"class_path": "pl_fed.attacks.FixedPointSum", "init_args": {"bits": 16}}
+    arguments = {"local": {"steps": 4, "lr": 0.01}, "loss": {"label_smoothing": 0.1}, "secure_sum": secure_sum}
+    path = "pl_fed.callbacks.LabelInferenceAttack"
+    parsed = parser.parse_object({"audit": {"class_path": path, "init_args": {"when": "fit_end", **arguments}}})
+    audit = parser.instantiate(parsed).audit
+    assert audit.settings == AuditSettings(LocalSteps(4, 0.01), LossSpec(label_smoothing=0.1), FixedPointSum(16))
