@@ -36,7 +36,7 @@ def llg(gradient: HeadUpdate, num_labels: int) -> Float[Tensor, " classes"]:
     """Return the label counts that LLG reads from the mean gradient of a batch.
 
     The summed gradient of a class's weights is negative where the class has labels; every label lowers it by about the
-    same impact, m = (1 + 1/C) / B times the sum of the negative ones (section 4 of the paper). One label for each such
+    same impact, m = (1 + 1/C) / B times the sum of the negative ones. One label for each such
     class, then one at a time to the class whose gradient is lowest, which each time is raised by the impact.
 
     Args:
