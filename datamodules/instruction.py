@@ -3,15 +3,15 @@
 from flwr_datasets.partitioner import Partitioner
 from transformers import PreTrainedTokenizerBase
 
-from pl_fed.datamodules.base import FederatedData
 from pl_fed.datamodules.batches import Collate, InstructionCollator
 from pl_fed.datamodules.config import InstructionColumns, LoadingConfig, SplitConfig
 from pl_fed.datamodules.prompts import PromptEncoder
 from pl_fed.datamodules.sources import Rows, check_columns
+from pl_fed.datamodules.text import FederatedText
 from pl_fed.datamodules.tokens import Encode
 
 
-class InstructionData(FederatedData):
+class InstructionData(FederatedText):
     """Federated instruction tuning of a causal language model.
 
     Batches have `input_ids`, `attention_mask` and `labels` (batch, length), and `client_id` (batch,). Labels are -100

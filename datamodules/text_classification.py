@@ -3,21 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
-import numpy as np
 from flwr_datasets.partitioner import Partitioner
-from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from pl_fed.datamodules.base import FederatedData
 from pl_fed.datamodules.batches import Collate, TextCollator
 from pl_fed.datamodules.config import LoadingConfig, SplitConfig, TextColumns
-from pl_fed.datamodules.sources import Rows, Splits, check_columns
+from pl_fed.datamodules.labels import read_labels
+from pl_fed.datamodules.sources import Rows, check_columns
+from pl_fed.datamodules.text import FederatedText
 from pl_fed.datamodules.tokens import Encode
 from pl_fed.errors import FederatedConfigError
 
 
-class TextClassificationData(FederatedData):
+class TextClassificationData(FederatedText):
     """Federated text classification.
 
     Batches have `input_ids` and `attention_mask` (batch, length), and `labels` and `client_id` (batch,). After `setup`
@@ -112,43 +110,3 @@ class TextEncoder:
         else:
             is_cut = [bool(row.overflowing) for row in encoded.encodings]
         return {"input_ids": ids, "prompt_length": [0] * len(ids), "is_cut": is_cut}
-
-
-def read_labels(splits: Splits, column: str) -> tuple[Splits, np.ndarray, list[str]]:
-    """Number the classes and leave out rows without one: missing, or -1 among named classes (hidden test sets).
-
-    Returns:
-        The splits, the class of every row of all splits, and the names of the classes.
-
-    Raises:
-        FederatedConfigError: If the labels are no classes or no training row has one.
-    """
-    values: dict[str, list[Any]] = {name: rows[column][:] for name, rows in splits.items()}
-    feature = splits["train"].features[column]
-    is_named = isinstance(feature, datasets.ClassLabel)
-    seen = {value for column_values in values.values() for value in column_values} - {None}
-    if strange := [value for value in seen if not isinstance(value, int | str)]:
-        raise FederatedConfigError(
-            f"Expected integers or strings as classes in column '{column}' but got {strange[0]!r}: set `columns.label`."
-        )
-    classes = list(range(feature.num_classes)) if is_named else _in_order(seen)
-    number = {value: i for i, value in enumerate(classes)}
-    kept = {
-        name: [i for i, value in enumerate(column_values) if value in number] for name, column_values in values.items()
-    }
-    if not kept["train"]:
-        raise FederatedConfigError(f"Expected training rows with a class in column '{column}' but none has one.")
-    if missing := sum(map(len, splits.values())) - sum(map(len, kept.values())):
-        rank_zero_info(f"Left out {missing} rows without a class in column '{column}'.")
-    labelled = {
-        name: rows if len(kept[name]) == len(rows) else rows.select(kept[name])
-        for name, rows in splits.items()
-        if kept[name]
-    }
-    labels = np.array([number[values[name][i]] for name in labelled for i in kept[name]])
-    return labelled, labels, list(feature.names) if is_named else [str(value) for value in classes]
-
-
-def _in_order(classes: set[Any]) -> list[Any]:
-    """Sort integers by value and strings by letter; of both together, integers come first."""
-    return sorted(classes, key=lambda value: (isinstance(value, str), value))
