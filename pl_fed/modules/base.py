@@ -4,24 +4,18 @@ A module knows nothing of rounds or clients' training: under a plain Trainer it 
 """
 
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from peft import PeftModel, TaskType
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import nn
+from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase
 
-from pl_fed._lightning import LightningModule
 from pl_fed.adapters import MERGED, Adapter
-from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.checkpoint import check_class, is_adapter, matching_state
-from pl_fed.modules.evaluation import Evaluation
+from pl_fed.modules.evaluated import Batch, EvaluatedModule, LRSchedulerCallable, OptimizerCallable, client_ids
 from pl_fed.modules.loading import (
     add_adapter,
     check_vocabulary,
@@ -30,18 +24,12 @@ from pl_fed.modules.loading import (
     load_tokenizer,
     new_modules,
 )
-from pl_fed.modules.reporting import loader_prefixes, log_client_table
 from pl_fed.modules.settings import LoraSettings, ModelLoading
 
-Batch = dict[str, Tensor]
-OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
-LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
-
-# what Lightning's own command line uses: rebuilds the dataclasses from the plain dicts of a checkpoint
-_INSTANTIATOR = f"{LightningModule.__module__.partition('.core')[0]}.cli.instantiate_module"
+__all__ = ["Batch", "LRSchedulerCallable", "LoraModule", "OptimizerCallable", "client_ids"]
 
 
-class LoraModule(LightningModule, ABC):
+class LoraModule(EvaluatedModule):
     """A transformers model with a LoRA adapter; the base model is loaded in `configure_model`.
 
     After an evaluation `client_metrics` has each client's figure: prefix of the loader -> client id -> value.
@@ -68,37 +56,17 @@ class LoraModule(LightningModule, ABC):
         schedule_interval: Literal["step", "epoch"] = "step",
         loading: ModelLoading = ModelLoading(),  # noqa: B008  # frozen
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_scheduler, schedule_interval)
         self.model_name, self.lora, self.loading = model, lora, loading
-        self.optimizer, self.lr_scheduler, self.schedule_interval = optimizer, lr_scheduler, schedule_interval
-        self.client_metrics: dict[str, dict[int, float]] = {}
         self.strict_loading = False  # checkpoints lack the base model; `on_load_checkpoint` is strict about the rest
         self.register_load_state_dict_post_hook(_forget_base_model)  # type: ignore[no-untyped-call]
-        self._evaluations: dict[str, Evaluation] = {}
-        self._prefixes: list[str] = []
         self.remember(model=model, lora=lora, schedule_interval=schedule_interval, loading=loading)
-
-    # Subclasses say what they are.
-
-    @abstractmethod
-    def new_evaluation(self) -> Evaluation:
-        """Return empty figures for one loader."""
-
-    @abstractmethod
-    def evaluate(self, batch: Batch, evaluation: Any, stage: str) -> None:
-        """Add a batch to a loader's figures; `stage` is ``val`` or ``test``."""
 
     def model_options(self) -> dict[str, Any]:
         """Return more arguments of the base model's configuration."""
         return {}
 
     # Model and tokenizer.
-
-    def remember(self, **settings: Any) -> None:
-        """Put settings into the hyperparameters as plain values, so that checkpoints load with ``weights_only``."""
-        plain = {name: _plain(value) for name, value in settings.items()}
-        path = f"{type(self).__module__}.{type(self).__qualname__}"
-        self.save_hyperparameters({**plain, "_class_path": path, "_instantiator": _INSTANTIATOR})
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -136,37 +104,7 @@ class LoraModule(LightningModule, ABC):
         """Return the base model's output; of a batch it gets what it takes, and never the labels."""
         return self.model(**{name: batch[name] for name in self._accepted if name in batch}, **self._fixed)
 
-    # Training.
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimizer of what is trainable now, and its schedule."""
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not trainable:
-            raise FederatedConfigError("Expected trainable parameters but all are frozen: check the rule and `lora`.")
-        optimizer = self.optimizer(trainable)
-        if self.lr_scheduler is None:
-            return optimizer
-        schedule = {
-            "scheduler": self.lr_scheduler(optimizer),
-            "interval": self.schedule_interval,
-            "monitor": "val/loss",  # of a schedule that follows a figure
-        }
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
-
     # Checkpoints.
-
-    @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
-        """Load a module with its base model and adapter from a checkpoint.
-
-        Optimizer and schedule are no settings of the checkpoint: give them again to go on training.
-
-        Args:
-            args: The checkpoint's path, and more of `LightningModule.load_from_checkpoint`.
-            kwargs: Constructor arguments that replace those in the checkpoint.
-        """
-        # Lightning rebuilds the arguments from plain values
-        return super().load_from_checkpoint(*args, **{name: _plain(value) for name, value in kwargs.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter and what else is trained; the base model is where `model` says."""
@@ -183,62 +121,6 @@ class LoraModule(LightningModule, ABC):
         own = self.state_dict()
         trained = self._trained | {name for name in own if is_adapter(name)}
         checkpoint["state_dict"] = matching_state(checkpoint["state_dict"], own, sorted(trained))
-
-    # Evaluation.
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin with empty figures."""
-        self._begin("val", self.trainer.val_dataloaders)
-
-    def on_test_epoch_start(self) -> None:
-        """Begin with empty figures."""
-        self._begin("test", self.trainer.test_dataloaders)
-
-    def _begin(self, stage: str, loaders: Any) -> None:
-        self._prefixes, self._evaluations = loader_prefixes(stage, loaders), {}
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to its loader's figures."""
-        self.evaluate(batch, self._evaluation(dataloader_idx), "val")
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to its loader's figures."""
-        self.evaluate(batch, self._evaluation(dataloader_idx), "test")
-
-    def _evaluation(self, dataloader_idx: int) -> Evaluation:
-        prefix = self._prefixes[dataloader_idx]
-        if prefix not in self._evaluations:
-            self._evaluations[prefix] = self.new_evaluation().to(self.device)
-        return self._evaluations[prefix]
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the figures."""
-        self._report()
-
-    def on_test_epoch_end(self) -> None:
-        """Log the figures."""
-        self._report()
-
-    def _report(self) -> None:
-        for prefix, evaluation in self._evaluations.items():
-            table = evaluation.table()
-            results = {f"{prefix}/{name}": value for name, value in evaluation.results(table).items()}
-            self.log_dict(results, sync_dist=True)  # equal in all processes already
-            if table:
-                self.client_metrics[prefix] = table
-                if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-                    log_client_table(self.trainer.loggers, prefix, evaluation.figure, table)
-        self._evaluations = {}
-
-
-def client_ids(batch: Batch, size: int) -> Tensor:
-    """Return who holds each example of a batch; -1 where it does not say."""
-    found = batch.get("client_id")
-    return torch.full((size,), -1, device=next(iter(batch.values())).device) if found is None else found
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _forget_base_model(module: nn.Module, keys: Any) -> None:

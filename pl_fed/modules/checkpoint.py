@@ -1,7 +1,8 @@
-"""What of a LoRA module goes into a checkpoint, and the checks when it comes back.
+"""What of a module goes into a checkpoint, and the checks when it comes back.
 
-A checkpoint holds the LoRA factors and whatever else was trained, never the frozen base model. Loading is therefore not
-strict about the base model's tensors, and strict about all others.
+A checkpoint of a LoRA module holds the LoRA factors and whatever else was trained, never the frozen base model. Loading
+is therefore not strict about the base model's tensors, and strict about all others. A network that is trained whole is
+in its checkpoint whole.
 """
 
 from collections.abc import Iterable, Mapping
@@ -90,6 +91,27 @@ def matching_state(
                 "the `lora.r` (and number of labels) it was trained with."
             )
     return state
+
+
+def check_whole(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Check that a checkpoint has every tensor of a module that is trained in full, and no other.
+
+    Raises:
+        CheckpointMismatchError: If a tensor is missing, unknown or of another shape.
+    """
+    missing, unknown = ([n for n in first if n not in second] for first, second in ((own, loaded), (loaded, own)))
+    if missing or unknown:
+        raise CheckpointMismatchError(
+            f"Expected a checkpoint of this network but {len(missing)} of its tensors are missing there {missing[:4]} "
+            f"and {len(unknown)} are unknown here {unknown[:4]}: use the `architecture` and `network` it was trained "
+            "with."
+        )
+    for name, value in loaded.items():
+        if value.shape != own[name].shape:
+            raise CheckpointMismatchError(
+                f"Expected `{name}` of shape {tuple(own[name].shape)} but the checkpoint has {tuple(value.shape)}: use "
+                "the `network` and `num_labels` it was trained with."
+            )
 
 
 def _is_diagonal(name: str) -> bool:

@@ -58,14 +58,7 @@ class LoraSequenceClassifier(LoraModule):
     def model_options(self) -> dict[str, Any]:
         """Return the number of classes; a checkpoint keeps it, since it loads without the data."""
         if self.num_labels is None:
-            datamodule = getattr(self._trainer, "datamodule", None)
-            found = getattr(datamodule, "num_labels", None)
-            if found is None:
-                raise FederatedConfigError(
-                    f"Expected `num_labels` or a datamodule with `num_labels` but {type(datamodule).__name__} has "
-                    "none: set `num_labels`."
-                )
-            self.num_labels = int(found)
+            self.num_labels = int(self.of_datamodule("num_labels", "num_labels"))
             self.remember(num_labels=self.num_labels)
         return {"num_labels": self.num_labels}
 

@@ -121,3 +121,41 @@ class GenerationSettings:
             raise FederatedConfigError(
                 f"Expected `generation.num_examples` to be at least 1 or null but got {self.num_examples}."
             )
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What a network for images is made of; None takes what the Trainer's datamodule says.
+
+    Args:
+        options: More arguments of the network's constructor, for example ``{width: 16}``.
+        in_channels: Channels of an image (`num_channels` of the datamodule).
+        image_size: Height and width of an image in pixels; one number means a square.
+
+    Example:
+        >>> NetworkSettings(image_size=28).size
+        (28, 28)
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    in_channels: int | None = None
+    image_size: int | list[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.in_channels is not None and self.in_channels < 1:
+            raise FederatedConfigError(
+                f"Expected `network.in_channels` to be at least 1 or null but got {self.in_channels}."
+            )
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise FederatedConfigError(
+                f"Expected `network.image_size` to be one number of pixels or [height, width] but got "
+                f"{self.image_size}."
+            )
+
+    @property
+    def size(self) -> tuple[int, ...] | None:
+        """Height and width."""
+        if self.image_size is None:
+            return None
+        return (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)

@@ -1,0 +1,39 @@
+"""Three convolutions with batch normalisation: what a first experiment on small images needs."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class SmallCNN(nn.Module):
+    """Convolutions of growing width, each with BatchNorm and ReLU, then the mean over the image and a linear layer.
+
+    Args:
+        in_channels: Channels of an image.
+        num_labels: Number of classes.
+        width: Channels of the first convolution; each further one has twice as many.
+
+    Example:
+        >>> import torch
+        >>> SmallCNN(in_channels=1, num_labels=10)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, in_channels: int, num_labels: int, width: int = 32) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_convolution(in_channels, width),
+            nn.MaxPool2d(2),
+            *_convolution(width, 2 * width),
+            nn.MaxPool2d(2),
+            *_convolution(2 * width, 4 * width),
+        )
+        self.head = nn.Linear(4 * width, num_labels)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch labels"]:
+        """Return the scores of the classes."""
+        return self.head(self.features(images).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def _convolution(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
+    # no bias: the normalisation would take it away again
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
