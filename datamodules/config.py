@@ -1,6 +1,7 @@
 """What can be set about a federated data set; every value is checked where it is given."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pl_fed.errors import FederatedConfigError
 
@@ -78,14 +79,15 @@ class LoadingConfig:
 
     Args:
         eval_batch_size: Examples in a batch of validation, test and prediction.
-        length_grouped: Put examples of like length together, which saves padding.
+        length_grouped: Put texts of like length together, which saves padding.
         num_workers: Worker processes of each loader; 0 loads in the main process.
-        pad_to_multiple_of: Pad to a multiple of this many tokens, for kernels that need it.
+        pad_to_multiple_of: Pad texts to a multiple of this many tokens, for kernels that need it.
         personalised: Also test every client with the adapter that it keeps, as one more test loader.
         personalised_validation: The same in every validation, on the clients' validation examples.
         generation: Give evaluation batches the prompts alone too, padded on the left (instruction data only).
         config_name: Configuration of a hub data set that has several.
-        cache_dir: Folder of the tokenised data; None means ``tokens`` in `pl_fed.assets.cache_dir`.
+        cache_dir: Folder of the tokens or decoded images; None means ``tokens`` or ``images`` in
+            `pl_fed.assets.cache_dir`.
     """
 
     eval_batch_size: int = 32
@@ -151,3 +153,70 @@ class InstructionColumns:
                 "Expected `columns.system` with a chat template only but got `columns.template` too: write the "
                 "system message into the template."
             )
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """Which columns hold what; a folder of images has those of the defaults.
+
+    Args:
+        image: The image: one of `datasets`, or uint8 numbers of shape (height, width) or (height, width, channels).
+        label: Its class: an integer, a string, or a named class of `datasets`.
+    """
+
+    image: str = "image"
+    label: str = "label"
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """From an image file to what a network sees: ``(pixel / 255 - mean) / std``.
+
+    Args:
+        size: Height and width in pixels to resize to (bilinear, without regard to the shape); None leaves the images,
+            which then have one size.
+        channels: 1 makes them grey, 3 makes them RGB; None takes what the first training image is.
+        mean: Mean of each channel, of pixels in [0, 1]; one number is for all channels. The default is of no data set,
+            since a statistic of the clients' data would have to be sent.
+        std: Standard deviation of each channel, alike.
+        crop_padding: In training, put this many black pixels around an image and cut its size out at random.
+        flip: In training, mirror half of the images left to right.
+
+    Example:
+        >>> ImageTransform(size=32, channels=3, crop_padding=4, flip=True).augments
+        True
+    """
+
+    size: int | None = None
+    channels: Literal[1, 3] | None = None
+    mean: float | list[float] = 0.5
+    std: float | list[float] = 0.5
+    crop_padding: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values that need no data."""
+        _check_positive("transform.size", self.size)
+        if self.crop_padding < 0:
+            raise FederatedConfigError(f"Expected `transform.crop_padding` >= 0 but got {self.crop_padding}.")
+        if min(self.std if isinstance(self.std, list) else [self.std], default=0.0) <= 0.0:
+            raise FederatedConfigError(f"Expected `transform.std` above 0 but got {self.std}.")
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at random."""
+        return self.crop_padding > 0 or self.flip
+
+    def by_channel(self, name: str, channels: int) -> list[float]:
+        """Return `mean` or `std` of every channel.
+
+        Raises:
+            FederatedConfigError: If there are more or fewer than channels.
+        """
+        given = getattr(self, name)
+        values = list(given) if isinstance(given, list) else [given] * channels
+        if len(values) != channels:
+            raise FederatedConfigError(
+                f"Expected `transform.{name}` to be one number or {channels}, one for each channel, but got {given}."
+            )
+        return values
