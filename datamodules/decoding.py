@@ -160,9 +160,9 @@ def _refuse(where: str, reason: object) -> FederatedConfigError:
 def _open(value: Any, where: str) -> Image.Image:
     """Return one image as Pillow has it, upright."""
     try:
-        image = _read(value)
-        image.load()
-        image = ImageOps.exif_transpose(image)
+        with _read(value) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
     except _UNREADABLE as error:
         raise _refuse(where, str(error).rstrip(".")) from error
     if image.mode[0] in "IF":  # 16 or 32 bits, which Pillow would cut at 255
@@ -171,21 +171,21 @@ def _open(value: Any, where: str) -> Image.Image:
 
 
 def _read(value: Any) -> Image.Image:
+    if value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None):
+        raise ValueError("nothing")
     if not isinstance(value, dict):
         return Image.fromarray(_pixels(value))
-    if value.get("bytes") is not None:
-        return Image.open(io.BytesIO(value["bytes"]))
-    if value.get("path") is None:
-        raise ValueError("nothing")
-    return Image.open(value["path"])
+    return Image.open(value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"]))
 
 
 def _pixels(value: Any) -> np.ndarray:
     pixels = np.asarray(value)
-    if pixels.dtype == object and pixels.size:  # rows of a column whose images have several sizes
+    if pixels.dtype == object and pixels.ndim == 1:  # rows of a column whose images have several sizes
         pixels = np.stack([np.asarray(row) for row in pixels])
-    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
-        raise ValueError(f"numbers of type {pixels.dtype} and shape {pixels.shape}")
+    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "iu":
+        raise ValueError(f"values of type {pixels.dtype} and shape {pixels.shape}")
+    if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 255:
+        raise ValueError(f"numbers from {pixels.min()} to {pixels.max()}")
     return pixels.astype(np.uint8).squeeze(-1) if pixels.shape[2:] == (1,) else pixels.astype(np.uint8)
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from flwr_datasets.partitioner import IidPartitioner
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from pl_fed.datamodules import LoadingConfig, TextClassificationData
+from pl_fed.datamodules import ImageData, LoadingConfig, TextClassificationData
+from tests.helpers.images import Build, pixels
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", *(f"w{i}" for i in range(200)), "###", "Instruction:", "Response:", "yes", "no"]
 SPECIAL = ["<pad>", "<unk>", "<bos>", "<eos>", "<user>", "<bot>"]
@@ -113,3 +115,27 @@ def make_text(
         return TextClassificationData(str(tmp_path / "data"), **options | {"loading": cached} | changes)
 
     return build
+
+
+@pytest.fixture
+def build_images(tmp_path: Path) -> Build:
+    """Make data with a cache of the test's own; three clients with a tenth to validate and to test on."""
+
+    def make(dataset: str | Path, loading: dict[str, Any] | None = None, **changes: Any) -> ImageData:
+        cached = LoadingConfig(cache_dir=str(tmp_path / "cache"), **(loading or {}))
+        options: dict[str, Any] = {"partitioner": IidPartitioner(3), "batch_size": 4, "loading": cached}
+        return ImageData(str(dataset), **options | changes)
+
+    return make
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """30 grey PNG images of two classes, and a note that is none."""
+    for i in range(30):
+        place = tmp_path / "pictures" / ["cat", "dog"][i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(i)).save(place / f"{i:02}.png")
+    (tmp_path / "pictures" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "pictures" / ".hidden").mkdir()
+    return tmp_path / "pictures"

@@ -73,10 +73,10 @@ def build_network(
 @torch.no_grad()
 def _try(network: nn.Module, architecture: str, shape: tuple[int, int, int], num_labels: int) -> None:
     """Run a network once on a black image: what is wrong with its shapes is said before any training."""
-    weight = next(network.parameters(), torch.zeros(()))
+    device = next((parameter.device for parameter in network.parameters()), None)
     was_training = network.training
     try:
-        found = tuple(network.eval()(weight.new_zeros(1, *shape)).shape)
+        found = tuple(network.eval()(torch.zeros(1, *shape, device=device)).shape)
     except (RuntimeError, ValueError) as error:
         raise FederatedConfigError(
             f"Expected `architecture`='{architecture}' to take images of (channels, height, width) = {shape} but got: "
