@@ -39,16 +39,16 @@ def test_smallest_images(name: str) -> None:
 
 def test_making_a_network_leaves_its_statistics_alone() -> None:
     network = build_network("small_cnn", 1, (8, 8), 3, {"width": 4})
-    fresh = SmallCNN(1, 3, width=4)
+    fresh = SmallCNN(1, 3, (8, 8), width=4)
     for (name, value), other in zip(network.named_buffers(), fresh.buffers(), strict=True):
         assert torch.equal(value, other), name
     assert network.training
 
 
 def test_number_of_parameters() -> None:
-    """Width 4, 1 channel, 3 classes: convolutions 9 * (1*4 + 4*8 + 8*16), norms 2 * (4 + 8 + 16), head 16*3 + 3."""
-    expected = 9 * (4 + 32 + 128) + 2 * 28 + 51
-    for network in (SmallCNN(1, 3, width=4), GroupNormCNN(1, 3, width=4, num_groups=2)):
+    """Width 4, 8 x 8, 3 classes: convolutions 9 * (1*4 + 4*8), norms 2 * (4 + 8), head 8*2*2 * 3 + 3."""
+    expected = 9 * (4 + 32) + 2 * 12 + 99
+    for network in (SmallCNN(1, 3, (8, 8), width=4), GroupNormCNN(1, 3, (8, 8), width=4, num_groups=2)):
         assert sum(p.numel() for p in network.parameters()) == expected
 
 
@@ -111,7 +111,7 @@ def test_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def create_model(model_name: str, pretrained: bool = False, **options: Any) -> nn.Module:
         seen.update(model_name=model_name, pretrained=pretrained, **options)
-        return SmallCNN(options["in_chans"], options["num_classes"])
+        return SmallCNN(options["in_chans"], options["num_classes"], (32, 32))
 
     module = ModuleType("timm")
     module.create_model = create_model  # type: ignore[attr-defined]

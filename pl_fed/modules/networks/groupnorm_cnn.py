@@ -17,16 +17,19 @@ class GroupNormCNN(nn.Module):
     Args:
         in_channels: Channels of an image.
         num_labels: Number of classes.
-        width: Channels of the first convolution; each further one has twice as many.
+        image_size: Height and width of an image, at least 4.
+        width: Channels of the first convolution; the second has twice as many.
         num_groups: Groups of channels that are normalised together; divides `width`.
 
     Example:
         >>> import torch
-        >>> GroupNormCNN(in_channels=3, num_labels=5)(torch.zeros(2, 3, 32, 32)).shape
+        >>> GroupNormCNN(in_channels=3, num_labels=5, image_size=(32, 32))(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 5])
     """
 
-    def __init__(self, in_channels: int, num_labels: int, width: int = 32, num_groups: int = 8) -> None:
+    def __init__(
+        self, in_channels: int, num_labels: int, image_size: tuple[int, int], width: int = 16, num_groups: int = 8
+    ) -> None:
         super().__init__()
         if num_groups < 1 or width % num_groups:
             raise FederatedConfigError(
@@ -37,13 +40,12 @@ class GroupNormCNN(nn.Module):
             nn.MaxPool2d(2),
             *_convolution(width, 2 * width, num_groups),
             nn.MaxPool2d(2),
-            *_convolution(2 * width, 4 * width, num_groups),
         )
-        self.head = nn.Linear(4 * width, num_labels)
+        self.head = nn.Linear(2 * width * (image_size[0] // 4) * (image_size[1] // 4), num_labels)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch labels"]:
         """Return the scores of the classes."""
-        return self.head(self.features(images).mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(self.features(images).flatten(1))  # type: ignore[no-any-return]
 
 
 def _convolution(in_channels: int, out_channels: int, num_groups: int) -> tuple[nn.Module, ...]:
