@@ -22,7 +22,12 @@ from tests.helpers.tiny import (
     round_loader,
 )
 
-RULES = {"aflora": AFLoRA, "fedit": FedIT, "ffa": FFALoRA}
+RULES = {
+    "aflora": AFLoRA,
+    "aflora-rank": lambda: AFLoRA(rank_weights=True),
+    "fedit": FedIT,
+    "ffa": FFALoRA,
+}
 SEED = 5
 
 

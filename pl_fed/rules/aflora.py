@@ -25,11 +25,12 @@ class AFLoRA(Rule):
     """The rule of the house; ranks may differ by client, by layer and by round.
 
     Args:
-        aggregation: How updates of unequal slots are put together, with rank-aware weights
-            ``w_k = n_k r_k / sum_j n_j r_j`` in each layer. ``delta``: C + sum w_k (U_k - C[:, I_k]), a slot that a
-            client does not hold gets no change from it. ``literal``: sum w_k U_k, so a slot that is held by a
-            weight-mass m < 1 shrinks by m every round. ``slot``: the mean over the clients that hold the slot.
-        rank_weights: Weight by examples times rank; False weights by examples alone.
+        aggregation: How updates of unequal slots are put together, with weights w_k. ``delta``:
+            C + sum w_k (U_k - C[:, I_k]), a slot that a client does not hold gets no change from it. ``literal``:
+            sum w_k U_k, so a slot that is held by a weight-mass m < 1 shrinks by m every round. ``slot``: the mean
+            over the clients that hold the slot.
+        rank_weights: In each layer weigh by examples times rank, ``w_k = n_k r_k / sum_j n_j r_j``, instead of by
+            examples alone. With unlike data on the clients this drowns those of low rank (docs/comparison.md).
         init: Start of A: ``kaiming`` (as PEFT) or ``orthonormal`` rows.
         train_diagonal: Learn the diagonal; False freezes it at 1.
         diagonal_penalty: Factor mu of the penalty ``mu * mean |lam|`` in the clients' loss.
@@ -47,7 +48,7 @@ class AFLoRA(Rule):
     def __init__(
         self,
         aggregation: Literal["delta", "literal", "slot"] = "delta",
-        rank_weights: bool = True,
+        rank_weights: bool = False,
         init: Literal["kaiming", "orthonormal"] = "kaiming",
         train_diagonal: bool = True,
         diagonal_penalty: float = 0.0,

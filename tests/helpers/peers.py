@@ -30,6 +30,7 @@ RANK = 4
 
 RULES: dict[str, Callable[[], Rule]] = {
     "aflora": AFLoRA,
+    "aflora-rank": lambda: AFLoRA(rank_weights=True),
     "aflora-literal": lambda: AFLoRA(aggregation="literal"),
     "aflora-slot": lambda: AFLoRA(aggregation="slot"),
     "aflora-refactor": lambda: AFLoRA(refactor=True),

@@ -32,10 +32,10 @@ def federate(
     accumulate: int = 1,
     clip: float | None = None,
 ) -> None:
-    """Train `model`'s LoRA factors in place by ``fedit``, ``ffa`` or ``aflora`` (delta, rank-aware weights)."""
+    """Train `model`'s LoRA factors in place by ``fedit``, ``ffa``, ``aflora`` or ``aflora-rank`` (weights by rank)."""
     pairs = _pairs(model)
     lams: list[nn.Parameter] = []
-    if method == "aflora":
+    if method.startswith("aflora"):
         lams = [nn.Parameter(torch.ones(a.shape[0])) for a, _ in pairs]
         for lora_a, lam in zip(_modules(model), lams, strict=True):
             lora_a.register_forward_hook(lambda _m, _x, out, lam=lam: out * lam)
@@ -67,7 +67,7 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
 
 
 def _trained(a: nn.Parameter, b: nn.Parameter, lams: list[nn.Parameter], i: int, method: str) -> list[nn.Parameter]:
-    return {"fedit": [a, b], "ffa": [b], "aflora": [b, *lams[i : i + 1]]}[method]
+    return {"fedit": [a, b], "ffa": [b]}.get(method, [b, *lams[i : i + 1]])
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def _collect(pairs, lams, server, rank):
 
 @torch.no_grad()
 def _aggregate(pairs, server, sent, method):
-    by_rank = method == "aflora"
+    by_rank = method == "aflora-rank"
     mass = [visit.num_examples * (visit.rank if by_rank else 1) for visit, _ in sent]
     for i, ((a, b), (a0, b0)) in enumerate(zip(pairs, server, strict=True)):
         new_a, new_b = a0.clone(), b0.clone()

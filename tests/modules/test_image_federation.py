@@ -91,7 +91,6 @@ def test_parameters_beside_statistics(plan: type[RoundPlan], trainer: Make, monk
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a client goes on with the statistics of the one before")
 @pytest.mark.parametrize("plan", [RoundPlan, Reversed])
 def test_running_statistics_are_averaged(plan: type[RoundPlan], trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a round they are the example-weighted mean of the clients', each from the server's, in any order."""

@@ -56,25 +56,25 @@ def random_updates(server: AdapterState, generator: torch.Generator, num_clients
     return updates
 
 
-def weight(updates: list[Update], name: str, k: int) -> float:
-    mass = [update.num_examples * len(update.layers[name].slots) for update in updates]
+def weight(updates: list[Update], name: str, k: int, by_rank: bool) -> float:
+    mass = [update.num_examples * (len(update.layers[name].slots) if by_rank else 1) for update in updates]
     return mass[k] / sum(mass)
 
 
-@given(seed=st.integers(0, 10_000), num_clients=st.integers(1, 6))
-@settings(max_examples=40, deadline=None)
-def test_1_aggregate_is_the_weighted_sum_of_dense_updates(seed: int, num_clients: int) -> None:
+@given(seed=st.integers(0, 10_000), num_clients=st.integers(1, 6), by_rank=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_1_aggregate_is_the_weighted_sum_of_dense_updates(seed: int, num_clients: int, by_rank: bool) -> None:
     """C' A - C A = sum_k w_k (U_k - C[:, I_k]) A[I_k], with every product written out densely."""
     generator = torch.Generator().manual_seed(seed)
     server = random_server(generator)
     updates = random_updates(server, generator, num_clients)
-    new = AFLoRA().aggregate(server, updates)
+    new = AFLoRA(rank_weights=by_rank).aggregate(server, updates)
     for name, layer in server.layers.items():
         dense = torch.zeros(SHAPES[name], dtype=torch.float64)
         for k, update in enumerate(updates):
             part = update.layers[name]
             for column, slot in enumerate(part.slots.tolist()):
-                dense += weight(updates, name, k) * torch.outer(part.b[:, column], layer.a[slot])
+                dense += weight(updates, name, k, by_rank) * torch.outer(part.b[:, column], layer.a[slot])
         moved = new.layers[name].b @ new.layers[name].a - layer.b @ layer.a
         assert (moved - dense).norm() <= 1e-13 * max(1.0, float(dense.norm()))
     total = sum(update.num_examples for update in updates)
@@ -102,7 +102,7 @@ def test_1_holds_in_the_network(transposed: bool) -> None:
     updates = [
         Update(k, 3 + k, {name: LayerSlots(ids, None, b)}) for k, (ids, b) in enumerate(zip(slots, sent, strict=False))
     ]
-    adapter.write(AFLoRA().aggregate(state, updates))
+    adapter.write(AFLoRA(rank_weights=True).aggregate(state, updates))
     mass = [3 * 3, 4 * 2]
     delta = sum(m / sum(mass) * b @ state.layers[name].a[ids] for m, ids, b in zip(mass, slots, sent, strict=False))
     torch.testing.assert_close(network(x).detach(), before + 2.0 * x @ delta.T, rtol=1e-12, atol=1e-12)
@@ -270,5 +270,5 @@ def test_literal_and_slot_modes_by_hand() -> None:
     updates = [Update(0, 1, {"x": first}), Update(1, 3, {"x": second})]
     expected = {"literal": [9.6, 9.6], "slot": [9.6, 24.0], "delta": [9.6, 21.6]}
     for mode, values in expected.items():
-        found = AFLoRA(aggregation=mode).aggregate(server, updates).layers["x"].b  # type: ignore[arg-type]
+        found = AFLoRA(mode, rank_weights=True).aggregate(server, updates).layers["x"].b  # type: ignore[arg-type]
         torch.testing.assert_close(found, torch.tensor([values], dtype=torch.float64), rtol=1e-14, atol=1e-14)

@@ -37,7 +37,7 @@ def deviation(name: str, ranks: tuple[int, ...], round_idx: int = 0) -> float:
     rule, server, updates = rule_case(name, ranks=ranks, round_idx=round_idx)
     new, worst = after(rule, server, updates), 0.0
     for layer in SHAPES:
-        weights = rank_shares(updates, layer) if isinstance(rule, AFLoRA) else shares(updates)
+        weights = rank_shares(updates, layer) if isinstance(rule, AFLoRA) and rule.rank_weights else shares(updates)
         parts = [dense_change(server.layers[layer], update.layers[layer]) for update in updates]
         expected = global_dense(server, layer) + sum(w * part for w, part in zip(weights, parts, strict=True))
         worst = max(worst, float(np.abs(global_dense(new, layer) - expected).max()))
@@ -216,10 +216,10 @@ def test_one_client_is_its_own_mean(rule: Rule) -> None:
 
 @RANKS
 def test_a_shared_a_gives_ffa(ranks: tuple[int, ...]) -> None:
-    """FedSVD always, AFLoRA with equal ranks (or without rank-aware weights)."""
+    """FedSVD and AFLoRA always, with rank weights if the ranks are equal."""
     server, updates = random_server(), random_updates(frozenset({"b"}), ranks=ranks)
     ffa = after(FFALoRA(), server, updates)
-    for rule in (FedSVD(), AFLoRA(rank_weights=False), *([AFLoRA()] if ranks == (4, 4, 4) else [])):
+    for rule in (FedSVD(), AFLoRA(), *([AFLoRA(rank_weights=True)] if ranks == (4, 4, 4) else [])):
         new = after(rule, server, updates)
         for name in SHAPES:
             close(global_dense(new, name), global_dense(ffa, name))
