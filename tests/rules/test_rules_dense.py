@@ -196,8 +196,8 @@ def test_a_rotation_after_arbitrary_slots() -> None:
     new = after(AFLoRA(refactor=True), server, updates)
     for name, layer in server.layers.items():
         parts = [dense_change(layer, update.layers[name]) for update in updates]
-        weights = rank_shares(updates, name)
-        close(global_dense(new, name), global_dense(server, name) + sum(w * x for w, x in zip(weights, parts)))  # noqa: B905
+        change = sum(w * x for w, x in zip(shares(updates), parts, strict=True))
+        close(global_dense(new, name), global_dense(server, name) + change)
 
 
 # ---------------------------------------------------------------- limits

@@ -31,6 +31,8 @@ class GroupNormCNN(nn.Module):
         self, in_channels: int, num_labels: int, image_size: tuple[int, int], width: int = 16, num_groups: int = 8
     ) -> None:
         super().__init__()
+        if min(image_size) < 4:
+            raise FederatedConfigError(f"Expected images of at least 4 x 4 for `groupnorm_cnn` but got {image_size}.")
         if num_groups < 1 or width % num_groups:
             raise FederatedConfigError(
                 f"Expected `num_groups` to divide the `width` of {width} but got {num_groups}: change one of them."

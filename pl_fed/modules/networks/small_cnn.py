@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pl_fed.errors import FederatedConfigError
+
 
 class SmallCNN(nn.Module):
     """Two 3x3 convolutions, each with BatchNorm, ReLU and the maximum over 2x2, then a linear layer.
@@ -21,6 +23,8 @@ class SmallCNN(nn.Module):
 
     def __init__(self, in_channels: int, num_labels: int, image_size: tuple[int, int], width: int = 16) -> None:
         super().__init__()
+        if min(image_size) < 4:
+            raise FederatedConfigError(f"Expected images of at least 4 x 4 for `small_cnn` but got {image_size}.")
         self.features = nn.Sequential(
             *_convolution(in_channels, width),
             nn.MaxPool2d(2),
