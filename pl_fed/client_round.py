@@ -36,13 +36,16 @@ def start_client(federation: "Federation", position: int) -> None:
     _fire_client(federation, "on_client_start")
     _broadcast(federation, client, state)
     _fire_client(federation, "on_broadcast")
+    _keep_norms(federation, client.broadcast)
+    client.download_bytes += sum(value.numel() * value.element_size() for value in client.broadcast.base.values())
     view = view_of(federation.server, client.broadcast)
     secure = config.secure_aggregation
     if secure is not None and secure.binding:
-        hashes = received(view, client.slots, federation.published)
+        hashes = received(view, client.broadcast.base, client.slots, federation.published)
         federation.digest = broadcast_digest(context.round_idx, config.rule, hashes)
     view = with_kept(view, state.kept, client.slots)
     seed = derive_seed(config.seed, context.round_idx, work.client_id, 0x5E)
+    federation.frozen.put(client.broadcast.base)
     federation.engine.begin(view, client.slots, state, seed, config.local.optimizer == "kept")
     federation.before = _held(federation)
     federation.start = start_values(federation, client.slots)
@@ -77,7 +80,9 @@ def _broadcast(federation: "Federation", client: ClientContext, state: ClientSta
     generator = _generator(federation, client.client_id, 0xD1)
     exact_a = "a" not in rule.optimizer_sides()
     wire = Wire(config.codecs.down, generator, rule.sends_slots, exact_a)
-    client.broadcast = wire.broadcast(rule.broadcast(federation.server, client.slots, sides))
+    message = rule.broadcast(federation.server, client.slots, sides)
+    _keep_norms(federation, message)
+    client.broadcast = wire.broadcast(message)
     trained = rule.sides(federation.context.round_idx)
     controls = federation.controls
     if controls is not None:
@@ -88,6 +93,13 @@ def _broadcast(federation: "Federation", client: ClientContext, state: ClientSta
     state.versions = {
         s: -1 if s in trained and not rule.reinitialises else version for s, version in federation.versions.items()
     }
+
+
+def _keep_norms(federation: "Federation", message: Broadcast) -> None:
+    """Let a client take no normalisation layer from the server, whatever it sends, if these stay on the clients."""
+    for tensors in (message.dense, message.base):
+        for name in federation.norms & tensors.keys():
+            del tensors[name]
 
 
 def _generator(federation: "Federation", client_id: int, purpose: int) -> torch.Generator:
@@ -112,6 +124,7 @@ def finish_client(federation: "Federation") -> None:
     assert context is not None and context.client is not None and federation.before is not None
     client, rule = context.client, federation.config.rule
     client.after = _held(federation)
+    federation.frozen.restore()
     client.diagonals = {name: value.clone() for name, value in federation.adapter.diagonals().items()}
     client.slots = rule.prune(federation.before, folded(client.after, client.diagonals), client.slots)
     if client.client_id not in context.failures:
@@ -138,9 +151,9 @@ def _accept(federation: "Federation", client: ClientContext) -> None:
     state = federation.states[client.client_id]
     federation.engine.finish(state, config.local.optimizer == "kept")
     state.slots = client.slots
-    if config.clients.keep_adapters or config.rule.keeps:
+    if config.clients.keep_adapters or config.rule.keeps or federation.norms:
         own = restricted(folded(client.after, client.diagonals), client.slots)
-        state.kept = _on_cpu(kept_parts(own, config.rule.keeps))
+        state.kept = _on_cpu(kept_parts(own, config.rule.keeps, federation.norms))
         if config.clients.keep_adapters:
             state.adapter = _on_cpu(own.tensors())
     if client.update.control is not None:
@@ -160,7 +173,7 @@ def _upload(federation: "Federation", client: ClientContext) -> None:
     sides = rule.sides(federation.context.round_idx)
     layers = rule.update(before, after, client.diagonals, client.slots, sides)
     sent = {} if "dense" in rule.keeps else after.dense
-    dense = {name: value - before.dense[name] for name, value in sent.items()}
+    dense = {name: value - before.dense[name] for name, value in sent.items() if name not in federation.norms}
     update = Update(client.client_id, _trained_examples(federation, client), layers, dense)
     if federation.controls is not None:
         update.control = federation.controls.update(client, federation.states[client.client_id].control)
@@ -196,7 +209,9 @@ def _fault(federation: "Federation", client: ClientContext) -> str:
     if budget is not None and client.seconds > budget:
         return "timeout"
     fault, keeps = fault_of(client.update, federation.server), federation.config.rule.keeps
-    if fault or not keeps or client.after is None:
+    if fault or not (keeps or federation.norms) or client.after is None:
         return fault
-    kept = kept_parts(folded(client.after, client.diagonals), keeps)  # a client would start from it next time
+    kept = kept_parts(
+        folded(client.after, client.diagonals), keeps, federation.norms
+    )  # a client would start from it next time
     return "" if all(bool(torch.isfinite(value).all()) for value in kept.values()) else "not_finite"

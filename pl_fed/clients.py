@@ -103,6 +103,9 @@ class ClientsConfig:
         uplink_mb: Upload budget of a round, in 10^6 bytes.
         num_clients: Expected size of the population, checked against the data; None takes what the data has.
         keep_adapters: Keep each client's adapter after its local training, for personalised evaluation.
+        local_norms: Leave normalisation layers on the clients (FedBN: Xiaoxiao Li et al., ICLR 2021, arXiv 2102.07623):
+            their parameters and statistics are neither sent nor taken from the server. Each client's own model is then
+            the one to look at (`keep_adapters`); the server's keeps the norms that it began with.
     """
 
     ranks: Sequence[int] | None = None
@@ -112,6 +115,7 @@ class ClientsConfig:
     uplink_mb: float | None = None
     num_clients: int | None = None
     keep_adapters: bool = False
+    local_norms: bool = False
 
     def __post_init__(self) -> None:
         """Check the budgets."""

@@ -76,6 +76,7 @@ class RoundContext:
         server: The server's adapter. Until ``on_aggregate`` the one that was broadcast, from then on the new one;
             the module holds it too, and what ``on_aggregate`` changes in the module becomes the server's.
         previous: The adapter that was broadcast, from ``on_aggregate`` on.
+        aggregate: What the rule made of the updates, before the server's optimizer, from ``on_aggregate`` on.
         failures: Why clients were left out, by client.
         updates: The updates that are aggregated, in training order; none with secure aggregation, where the server
             sees only their sum.
@@ -93,6 +94,7 @@ class RoundContext:
     time_budget: float | None = None
     population: int = 0
     previous: AdapterState | None = None
+    aggregate: AdapterState | None = None
     failures: dict[int, str] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     num_updates: int = 0

@@ -30,12 +30,12 @@ def with_kept(view: AdapterState, kept: Mapping[str, Tensor], slots: Slots) -> A
     return restricted(AdapterState.from_tensors(flat), slots) if kept else view
 
 
-def kept_parts(own: AdapterState, keeps: frozenset[str]) -> dict[str, Tensor]:
-    """Return the parts that stay on the client (any of ``a``, ``b``, ``dense``) as flat tensors."""
+def kept_parts(own: AdapterState, keeps: frozenset[str], names: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+    """Return the parts that stay on the client (any of ``a``, ``b``, ``dense``; dense `names`) as flat tensors."""
     low_rank = {
         f"{name}/{side}": getattr(layer, side) for name, layer in own.layers.items() for side in "ab" if side in keeps
     }
-    return {**low_rank, **(own.dense if "dense" in keeps else {})}
+    return {**low_rank, **{name: value for name, value in own.dense.items() if "dense" in keeps or name in names}}
 
 
 def like(state: AdapterState, server: AdapterState) -> AdapterState:

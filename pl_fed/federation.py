@@ -20,6 +20,7 @@ from pl_fed.engines.base import Engine
 from pl_fed.errors import CheckpointMismatchError
 from pl_fed.exchange import like
 from pl_fed.federation_config import FederationConfig
+from pl_fed.frozen import FrozenTensors
 from pl_fed.loaders import RoundPlan
 from pl_fed.rounds import ClientWork, RoundSchedule, Shards, derive_seed
 from pl_fed.rules.base import TrainedLayer
@@ -37,6 +38,7 @@ class Federation:
         adapter: The network's federated tensors.
         size: The network without them.
         fire: Calls a federated hook of every callback.
+        frozen: The network's frozen parameters.
     """
 
     config: FederationConfig
@@ -44,6 +46,7 @@ class Federation:
     adapter: Adapter
     size: NetworkSize
     fire: Callable[[str, RoundContext], None]
+    frozen: FrozenTensors = field(default_factory=FrozenTensors)
     states: dict[int, ClientState] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=lambda: {"a": 0, "b": 0})  # of the server's factors
     merge_bytes: list[int] = field(default_factory=list)  # of each change to the base model, as it is broadcast
@@ -61,6 +64,11 @@ class Federation:
     population: int | None = None
     shards: str | None = None  # fingerprint of the population's shards
     source: Shards | None = None  # the shards that were compared with it
+
+    @property
+    def norms(self) -> frozenset[str]:
+        """Names of the tensors that stay on the clients as parts of their normalisation layers."""
+        return self.frozen.norms if self.config.clients.local_norms else frozenset()
 
     def sync_server(self) -> None:
         """Take over what the network holds; the server's full precision stays where the network only rounds it."""
@@ -172,18 +180,18 @@ class Federation:
         assert self.context is not None
         context, config = self.context, self.config
         self.context, self.schedule = None, None
-        self.engine.drop()
-        self.adapter.write(self.server)
+        self._drop_client()
         received, self.sealed = [*context.updates, *self.sealed], []
         config.cohort.check_survivors(context.round_idx, len(received), context.failures)
         updates = sorted(received, key=lambda update: update.client_id)  # the order of arrival changes nothing
-        aggregate = config.server_optimizer.apply(self.server, self._aggregate(updates, context))
+        context.aggregate = self._aggregate(updates, context)
+        applied = config.server_optimizer.apply(self.server, context.aggregate)
         if self.controls is not None:
             assert self.population is not None
             self.controls.apply(updates, self.population)
         seed = derive_seed(config.seed, context.round_idx, 0x5D)
         context.previous = self.server
-        self.server = context.server = renewed = config.rule.renew(aggregate, torch.Generator().manual_seed(seed))
+        self.server = context.server = renewed = config.rule.renew(applied, torch.Generator().manual_seed(seed))
         self.adapter.write(self.server)
         self.fire("on_aggregate", context)
         self.sync_server()
@@ -221,5 +229,19 @@ class Federation:
     def drop_round(self) -> None:
         """Give up the round in progress; the server keeps its adapter."""
         self.context, self.schedule, self.before, self.start, self.sealed = None, None, None, {}, []
+        self._drop_client()
+
+    def _drop_client(self) -> None:
         self.engine.drop()
+        self.frozen.restore()
         self.adapter.write(self.server)
+
+    def suspend(self) -> None:
+        """Put the server's model in the place of the client in training; twice is once."""
+        self.engine.suspend(self.server)
+        self.frozen.suspend()
+
+    def resume(self) -> None:
+        """Go on with the client."""
+        self.frozen.resume()
+        self.engine.resume()

@@ -47,6 +47,7 @@ def _save_round(federation: Federation, context: RoundContext) -> dict[str, Any]
         "metrics": context.metrics,
         "updates": [update.state_dict() for update in context.updates],
         "digest": federation.digest,
+        "base": federation.frozen.sent,
         "sealed": [update.state_dict() for update in federation.sealed],
         "finished": [client.state_dict() for client in context.finished],
         "client": context.client.state_dict(),
@@ -103,6 +104,7 @@ def resume_round(
     device = next(iter(federation.server.tensors().values())).device
     federation.schedule, federation.step = schedule, state["step"]
     federation.before = AdapterState.from_tensors({name: v.to(device) for name, v in state["before"].items()})
+    federation.frozen.sent = {name: value.to(device) for name, value in state["base"].items()}
     federation.digest = state["digest"]
     federation.published = published(federation.server) if state["digest"] else {}
     federation.sealed = [Update.from_state_dict(update, device) for update in state["sealed"]]
@@ -127,4 +129,4 @@ def resume_round(
     assert federation.context.client is not None
     federation.start = start_values(federation, federation.context.client.slots)
     federation.engine.load_state_dict(state["engine"])
-    federation.engine.resume()
+    federation.resume()

@@ -165,7 +165,7 @@ class FederatedLoop(Callback):
         """Go on with the client."""
         if self.mid_round and self._loaded is None:
             assert self.federation is not None
-            self.federation.engine.resume()
+            self.federation.resume()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop a round that `max_steps` or `should_stop` ended early: the server keeps its adapter."""
@@ -184,7 +184,7 @@ class FederatedLoop(Callback):
     def _suspend(self) -> None:
         if self.mid_round:
             assert self.federation is not None
-            self.federation.engine.suspend(self.federation.server)
+            self.federation.suspend()
 
     # ------------------------------------------------------------------ checkpoint
 

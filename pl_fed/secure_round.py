@@ -171,9 +171,16 @@ def published(server: AdapterState) -> dict[str, str]:
     return hashes
 
 
-def received(view: AdapterState, slots: Slots, known: Mapping[str, str]) -> dict[str, str]:
-    """Return the list as a client sees it: its own hashes of what it received, the published ones of the rest."""
-    hashes = dict(known) | {name: _hash(value) for name, value in view.dense.items()}
+def received(view: AdapterState, base: Mapping[str, Tensor], slots: Slots, known: Mapping[str, str]) -> dict[str, str]:
+    """Return the list as a client sees it: its own hashes of what it received, the published ones of the rest.
+
+    Args:
+        view: What it starts from.
+        base: Frozen tensors that it was sent; an honest server's list has none.
+        slots: Its slots.
+        known: The server's public list.
+    """
+    hashes = dict(known) | {name: _hash(value) for name, value in {**view.dense, **_named(base, "base")}.items()}
     hashes |= {name: _hash(value) for name, value in _named(view.merged, "merged").items()}
     for name, ids in slots.items():
         layer = view.layers[name]

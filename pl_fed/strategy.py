@@ -18,6 +18,7 @@ from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
 from pl_fed.federation import Federation
 from pl_fed.federation_config import FederationConfig
 from pl_fed.federation_state import check_rule
+from pl_fed.frozen import FrozenTensors
 from pl_fed.loaders import ClientLoader, RoundLoader
 from pl_fed.loop import FederatedLoop
 from pl_fed.personalised import PersonalisedEvaluation
@@ -151,7 +152,8 @@ class FederatedStrategy(SingleDeviceStrategy):
         known = self.loop.federation
         if known is None or not known.adapter.same_parameters(adapter):
             self.config.server_optimizer.reset()  # its moments may be another network's
-            self.loop.federation = Federation(self.config, self.engine, adapter, size, self.loop.fire)
+            frozen = FrozenTensors.of(module, adapter.dense)
+            self.loop.federation = Federation(self.config, self.engine, adapter, size, self.loop.fire, frozen)
         self.personal.federation = self.loop.federation
 
     def process_dataloader(self, dataloader: Any) -> Any:
@@ -192,7 +194,7 @@ class FederatedStrategy(SingleDeviceStrategy):
             return state
         server = federation.adapter.named_tensors(federation.server)
         if not federation.adapter.layers:
-            return {name: server.get(name, value) for name, value in state.items()}
+            return state | federation.frozen.own | server
         return {name: value.detach().cpu().clone() for name, value in server.items() if name in state}
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:

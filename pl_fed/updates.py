@@ -85,10 +85,13 @@ class Broadcast:
     Args:
         layers: Low-rank values by layer name, on the client's slots; ``a`` is None where the client has it already.
         dense: Values of the dense tensors.
+        base: Values for frozen parameters, by name. An honest server sends none: its clients have the base model. They
+            hold for this client and round only.
     """
 
     layers: dict[str, LayerSlots] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
+    base: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

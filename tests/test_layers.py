@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"rules", "server_optimizer", "privacy", "accounting"}),
     frozenset({"attacks", "metrics", "isa"}),
     frozenset({"modules", "datamodules"}),
-    frozenset({"engines", "exchange", "controls", "secure_round", "federation_config"}),
+    frozenset({"engines", "exchange", "frozen", "controls", "secure_round", "federation_config"}),
     frozenset({"federation", "client_round", "federation_state", "personalised", "checkpoint_io", "loop", "strategy"}),
     frozenset({"cli", "cli_parser", "cli_trainer", "compare"}),
 )
