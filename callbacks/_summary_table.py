@@ -54,7 +54,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         end = "-" if missing else figure_text(name, after.get(name))
         table.add_row(name, figure_text(name, before.get(name)), end)
     table.add_section()
-    ranks = list(summary["first_ranks"].items())
+    ranks = [(k, rank) for k, rank in summary["first_ranks"].items() if rank]  # none without low-rank layers
     for client_id, first in ranks[:MAX_CLIENTS]:
         table.add_row(f"rank of client {client_id}", f"{first:.3g}", f"{summary['last_ranks'][client_id]:.3g}")
     if len(ranks) > MAX_CLIENTS:
