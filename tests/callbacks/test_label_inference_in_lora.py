@@ -5,9 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from torch.utils.data import DataLoader
-from transformers import BertConfig, BertModel
 
 from pl_fed.callbacks import LabelInferenceAttack
 from pl_fed.loaders import RoundLoader
@@ -15,16 +13,7 @@ from pl_fed.modules import LoraSequenceClassifier, LoraSettings
 from pl_fed.rounds import CohortConfig
 from pl_fed.rules import FedIT
 from pl_fed.strategy import FederatedStrategy
-from tests.modules.tiny_models import class_rows, collate_classes, save
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(1)
-    sizes: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = BertConfig(**sizes, **drop, intermediate_size=24, pad_token_id=0, initializer_range=0.2)
-    return save(BertModel(config), tmp_path_factory.mktemp("bert"))
+from tests.modules.tiny_models import class_rows, collate_classes
 
 
 @pytest.mark.parametrize("federated", [True, False])

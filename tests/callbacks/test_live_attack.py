@@ -8,7 +8,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
-from transformers import BertConfig, BertModel
 
 from pl_fed.attacks import LocalSteps, LossSpec
 from pl_fed.callbacks import ClientDP, LabelInferenceAttack
@@ -24,7 +23,7 @@ from pl_fed.secure_round import SecureAggregation
 from pl_fed.server_optimizer import ServerOptimizer
 from pl_fed.strategy import FederatedStrategy
 from tests.modules.tiny_images import image_rows, make
-from tests.modules.tiny_models import class_rows, collate_classes, save
+from tests.modules.tiny_models import class_rows, collate_classes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
@@ -234,15 +233,6 @@ def test_an_interrupted_attack_begins_anew(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- a LoRA classifier
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(1)
-    sizes: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = BertConfig(**sizes, **drop, intermediate_size=24, pad_token_id=0, initializer_range=0.2)
-    return save(BertModel(config), tmp_path_factory.mktemp("bert"))
 
 
 def lora(bert: str, tmp_path: Path, rule: Any, **strategy: Any) -> LabelInferenceAttack:
