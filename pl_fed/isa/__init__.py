@@ -1,0 +1,1 @@
+"""The scorer of image semantics: data, agreement, extraction and synthetic scenes."""

@@ -1,0 +1,1 @@
+"""Synthetic story scenes whose scores are known by construction."""

@@ -1,0 +1,27 @@
+"""Metrics of predicted scores: pure functions and the TorchMetrics classes around them."""
+
+from pl_fed.metrics.bootstrap import Interval, bootstrap, bootstrap_metric
+from pl_fed.metrics.correlation import Kendall, Pearson, Spearman, kendall, pearson, spearman
+from pl_fed.metrics.deviation import RootMeanAbsoluteError, RootMeanSquaredError, rmae, rmse
+from pl_fed.metrics.reference import constant_predictor, one_rater
+from pl_fed.metrics.reliability import icc, spearman_brown
+
+__all__ = [
+    "Interval",
+    "Kendall",
+    "Pearson",
+    "RootMeanAbsoluteError",
+    "RootMeanSquaredError",
+    "Spearman",
+    "bootstrap",
+    "bootstrap_metric",
+    "constant_predictor",
+    "icc",
+    "kendall",
+    "one_rater",
+    "pearson",
+    "rmae",
+    "rmse",
+    "spearman",
+    "spearman_brown",
+]

@@ -1,0 +1,148 @@
+"""Pearson's and Spearman's correlation and Kendall's tau-b of scores with ties, in double precision.
+
+Undefined is nan, without a warning: fewer than two pairs, a side without spread, or a nan among the values.
+torchmetrics computes in single precision, calls Spearman's correlation of a constant 0, and compares all pairs for
+Kendall's tau, which a bootstrap over thousands of images cannot afford; hence the formulas here.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+UNDEFINED = float("nan")
+
+
+def pearson(preds: Num[Tensor, " images"], target: Num[Tensor, " images"]) -> Float[Tensor, ""]:
+    r"""Return Pearson's correlation.
+
+    .. math:: r = \frac{\sum_i (x_i - \bar x)(y_i - \bar y)}{\sqrt{\sum_i (x_i - \bar x)^2 \sum_i (y_i - \bar y)^2}}
+
+    Args:
+        preds: Scores.
+        target: Scores of the same images.
+
+    Example:
+        >>> round(float(pearson(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 5.0]))), 4)
+        0.982
+    """
+    x, y = preds.double(), target.double()
+    if len(x) < 2 or not (_varies(x) and _varies(y)):  # a mean that is rounded would leave a constant some spread
+        return torch.tensor(UNDEFINED, dtype=torch.float64)
+    x, y = x - x.mean(), y - y.mean()
+    found: Tensor = x @ y / (torch.linalg.vector_norm(x) * torch.linalg.vector_norm(y))
+    return found.clamp(-1.0, 1.0)
+
+
+def _varies(values: Float[Tensor, " images"]) -> bool:
+    return bool((values != values[0]).any()) and not bool(values.isnan().any())
+
+
+def average_ranks(values: Num[Tensor, " images"]) -> Float[Tensor, " images"]:
+    """Return ranks from 1; equal values share the mean of their ranks.
+
+    Example:
+        >>> average_ranks(torch.tensor([7, 3, 7])).tolist()
+        [2.5, 1.0, 2.5]
+    """
+    _, which, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0)
+    ranks: Tensor = last - (counts - 1) / 2
+    return ranks[which].double()
+
+
+def spearman(preds: Num[Tensor, " images"], target: Num[Tensor, " images"]) -> Float[Tensor, ""]:
+    """Return Spearman's correlation: Pearson's of the average ranks.
+
+    Args:
+        preds: Scores.
+        target: Scores of the same images.
+    """
+    if preds.isnan().any() or target.isnan().any():  # every nan would get a rank of its own
+        return torch.tensor(UNDEFINED, dtype=torch.float64)
+    return pearson(average_ranks(preds), average_ranks(target))
+
+
+def kendall(preds: Num[Tensor, " images"], target: Num[Tensor, " images"]) -> Float[Tensor, ""]:
+    r"""Return Kendall's tau-b.
+
+    .. math:: \tau_b = (C - D) / \sqrt{(P - T_x)(P - T_y)}
+
+    with the concordant, discordant and all pairs of images, and the pairs that are tied in either score. The pairs are
+    counted in the table of the different values of both scores, so ratings on a few levels cost next to nothing.
+
+    Args:
+        preds: Scores.
+        target: Scores of the same images.
+    """
+    if preds.isnan().any() or target.isnan().any():
+        return torch.tensor(UNDEFINED, dtype=torch.float64)
+    rows, x = torch.unique(preds, return_inverse=True)
+    columns, y = torch.unique(target, return_inverse=True)
+    shape = (len(rows), len(columns))
+    table = torch.bincount(x * shape[1] + y, minlength=shape[0] * shape[1]).reshape(shape).double()
+    above = table.cumsum(0) - table  # rows with smaller values, (rows, columns)
+    left = above.cumsum(1) - above  # and in columns with smaller values
+    right = above.sum(1, keepdim=True) - above.cumsum(1)
+    free = [_untied(table.sum(1)), _untied(table.sum(0))]
+    if min(free) == 0.0:
+        return torch.tensor(UNDEFINED, dtype=torch.float64)
+    return (table * (left - right)).sum() / (free[0].sqrt() * free[1].sqrt())
+
+
+def _untied(counts: Float[Tensor, " values"]) -> Float[Tensor, ""]:
+    """Return the number of pairs with different values."""
+    return (counts.sum() ** 2 - (counts**2).sum()) / 2
+
+
+class Correlation(Metric):
+    """Keeps the scores of all batches and correlates them at the end; a subclass names the formula."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    preds: list[Tensor]
+    target: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("preds", default=[], dist_reduce_fx="cat")
+        self.add_state("target", default=[], dist_reduce_fx="cat")
+
+    @staticmethod
+    @abstractmethod
+    def formula(preds: Tensor, target: Tensor) -> Tensor:
+        """Return the correlation of some scores."""
+
+    def update(self, preds: Num[Tensor, " batch"], target: Num[Tensor, " batch"]) -> None:
+        """Keep a batch of scores."""
+        self.preds.append(preds.detach())
+        self.target.append(target.detach())
+
+    def compute(self) -> Tensor:
+        """Return the correlation of all scores; nan where it is not defined."""
+        if not self.preds:
+            return torch.tensor(UNDEFINED)
+        return self.formula(dim_zero_cat(self.preds), dim_zero_cat(self.target)).float()
+
+
+class Pearson(Correlation):
+    """Pearson's correlation of all batches."""
+
+    formula = staticmethod(pearson)
+
+
+class Spearman(Correlation):
+    """Spearman's correlation of all batches, with average ranks for ties."""
+
+    formula = staticmethod(spearman)
+
+
+class Kendall(Correlation):
+    """Kendall's tau-b of all batches."""
+
+    formula = staticmethod(kendall)
