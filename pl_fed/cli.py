@@ -1,8 +1,9 @@
-"""The command line: ``python cli.py fit|validate|test|predict|export|compare|rules``.
+"""The command line: ``python cli.py fit|validate|test|predict|export|compare|rules|agreement|scenes``.
 
 It is LightningCLI with our defaults (`configs/defaults.yaml`), a run folder and loggers made from ``--run.*``, and the
-`export` command; `compare` (in `pl_fed.compare`) and `rules`, a table of their properties, stand beside it. A user's
-error ends in one sentence; ``PL_FED_TRACEBACK=1`` shows where it came from.
+`export` command; `compare` (in `pl_fed.compare`), `rules`, a table of their properties, and the commands for ratings
+(in `pl_fed.cli_ratings`) stand beside it. A user's error ends in one sentence; ``PL_FED_TRACEBACK=1`` shows where it
+came from.
 """
 
 import logging
@@ -36,8 +37,9 @@ from pl_fed.rules.table import LEGEND, markdown, shipped_rules
 DEFAULTS = Path(__file__).parent / "configs" / "defaults.yaml"
 HELP = {
     "description": "Federated fine-tuning of LoRA adapters in a Lightning Trainer, from YAML.",
-    "epilog": "Two more commands: `compare` runs rules and controls over seeds and writes tables and pictures "
-    "(`compare --help`); `rules` prints the properties of every rule.",
+    "epilog": "More commands: `compare` runs rules and controls over seeds and writes tables and pictures "
+    "(`compare --help`); `rules` prints the properties of every rule; `agreement` says how far raters of images agree; "
+    "`scenes` draws synthetic pictures with known scores.",
 }
 USER_ERRORS = (
     AssetFetchError,
@@ -209,6 +211,10 @@ def main(args: ArgsType = None) -> None:
             from pl_fed.compare.command import main as compare  # a command of its own, beside Lightning's
 
             compare(given[1:])
+        elif isinstance(given, list) and given[:1] == ["agreement"]:
+            from pl_fed.cli_ratings import run_agreement
+
+            run_agreement(given[1:])
         elif isinstance(given, list) and given[:1] == ["rules"]:
             if len(given) > 1 and given[1] not in ("-h", "--help"):
                 raise FederatedConfigError(f"Expected nothing after `rules` but got '{given[1]}': drop it.")

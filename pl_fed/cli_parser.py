@@ -47,6 +47,16 @@ class FederatedArgumentParser(LightningArgumentParser):
         self.exit(2, f"pl_fed: {usage_sentence(message, _options(self))}\n")
 
 
+class CommandParser(ArgumentParser):
+    """The parser of a command beside Lightning's, with errors of one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one sentence and exit with code 2; with ``PL_FED_TRACEBACK=1`` all that jsonargparse says."""
+        if os.environ.get("PL_FED_TRACEBACK"):
+            super().error(message, ex)
+        self.exit(2, f"pl_fed: {usage_sentence(message, _options(self))}\n")
+
+
 def own_sentence(message: str) -> str | None:
     """Return the sentence of pl_fed inside another error's text, if there is one."""
     found = _OURS.search(message)

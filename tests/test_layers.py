@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"modules", "datamodules"}),
     frozenset({"engines", "exchange", "frozen", "controls", "secure_round", "federation_config"}),
     frozenset({"federation", "client_round", "federation_state", "personalised", "checkpoint_io", "loop", "strategy"}),
-    frozenset({"cli", "cli_parser", "cli_trainer", "compare"}),
+    frozenset({"cli", "cli_parser", "cli_trainer", "cli_ratings", "compare"}),
 )
 # Outside the table: who may import what.
 EVERYONE = {"_lightning"}  # the shim over the two copies of Lightning; imports nothing of pl_fed

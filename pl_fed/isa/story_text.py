@@ -38,7 +38,7 @@ def story_text(sections: Mapping[str, tuple[Reasoning, ...]], description: str) 
 
     Example:
         >>> text = story_text({"Special Time": (Reasoning(("A moon is in the sky.",), "It is night."),)}, "A boy runs.")
-        >>> print(text[:65])
+        >>> print(text[:73])
         Special Time:
         Clue(s) 1: A moon is in the sky.
         Conclusion 1: It is night.

@@ -1,6 +1,6 @@
 """Metrics of predicted scores: pure functions and the TorchMetrics classes around them."""
 
-from pl_fed.metrics.bootstrap import Interval, bootstrap, bootstrap_metric
+from pl_fed.metrics.bootstrap import Interval, bootstrap, interval, resample
 from pl_fed.metrics.correlation import Kendall, Pearson, Spearman, kendall, pearson, spearman
 from pl_fed.metrics.deviation import RootMeanAbsoluteError, RootMeanSquaredError, rmae, rmse
 from pl_fed.metrics.reference import constant_predictor, one_rater
@@ -14,12 +14,13 @@ __all__ = [
     "RootMeanSquaredError",
     "Spearman",
     "bootstrap",
-    "bootstrap_metric",
     "constant_predictor",
     "icc",
+    "interval",
     "kendall",
     "one_rater",
     "pearson",
+    "resample",
     "rmae",
     "rmse",
     "spearman",

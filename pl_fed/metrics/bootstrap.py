@@ -1,11 +1,11 @@
 """Percentile bootstrap over images: Efron, "Bootstrap Methods: Another Look at the Jackknife", Ann. Statist. 1979."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Num
+from jaxtyping import Float, Int64, Num
 from torch import Tensor
 
 from pl_fed.errors import FederatedConfigError
@@ -29,44 +29,53 @@ class Interval:
     num_undefined: int = 0
 
 
-def bootstrap(
-    figure: Callable[[Int64[Tensor, " images"]], float | Tensor],
+def resample(
+    figures: Callable[[Int64[Tensor, " images"]], float | Sequence[float] | Tensor],
     num_images: int,
     num_resamples: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
-) -> Interval:
-    """Return a figure and its percentile interval over resampled images.
+) -> Float[np.ndarray, "resamples *figures"]:
+    """Return one or several figures of images drawn with replacement.
 
     Args:
-        figure: Gives the figure of the images with these indices, some of them several times.
-        num_images: Number of images.
-        num_resamples: Number of times that as many images are drawn with replacement; 0 gives no interval.
-        level: Share of the resamples inside the interval.
+        figures: Gives the figures of the images with these indices, some of them several times.
+        num_images: Number of images, and of the draws in a resample.
+        num_resamples: Number of resamples.
         seed: Seed of the draws.
 
     Raises:
-        FederatedConfigError: If `level` is no share, or `num_resamples` is negative.
+        FederatedConfigError: If `num_resamples` is negative.
+    """
+    if num_resamples < 0:
+        raise FederatedConfigError(f"Expected `num_resamples` to be at least 0 but got {num_resamples}.")
+    rng = np.random.default_rng(seed)
+    num_resamples *= num_images > 0
+    draws = (torch.from_numpy(rng.integers(num_images, size=num_images)) for _ in range(num_resamples))
+    return np.array([np.asarray(figures(draw), np.float64) for draw in draws], np.float64)
+
+
+def interval(value: float, found: Float[np.ndarray, " resamples"], level: float = 0.95) -> Interval:
+    """Return a figure with the percentiles of its resamples.
+
+    Args:
+        value: The figure of all images.
+        found: The figure of every resample.
+        level: Share of the resamples inside the interval.
+
+    Raises:
+        FederatedConfigError: If `level` is no share.
     """
     if not 0.0 < level < 1.0:
         raise FederatedConfigError(f"Expected `level` between 0 and 1 but got {level}: 0.95 is usual.")
-    if num_resamples < 0:
-        raise FederatedConfigError(f"Expected `num_resamples` to be at least 0 but got {num_resamples}.")
-    value = float(figure(torch.arange(num_images)))
-    if not num_images or not num_resamples:
-        return Interval(value, float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    draws = (torch.from_numpy(rng.integers(num_images, size=num_images)) for _ in range(num_resamples))
-    found = np.array([float(figure(draw)) for draw in draws])
     defined = found[~np.isnan(found)]
-    num_undefined = num_resamples - len(defined)
-    if 2 * num_undefined > num_resamples:
+    num_undefined = len(found) - len(defined)
+    if not len(defined) or num_undefined > len(defined):
         return Interval(value, float("nan"), float("nan"), num_undefined)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), num_undefined)
 
 
-def bootstrap_metric(
+def bootstrap(
     metric: Callable[[Tensor, Tensor], Tensor],
     preds: Num[Tensor, " images"],
     target: Num[Tensor, " images"],
@@ -86,11 +95,8 @@ def bootstrap_metric(
 
     Example:
         >>> from pl_fed.metrics import rmse
-        >>> bootstrap_metric(rmse, torch.zeros(5), torch.full((5,), 0.5))
+        >>> bootstrap(rmse, torch.zeros(5), torch.full((5,), 0.5))
         Interval(value=0.5, low=0.5, high=0.5, num_undefined=0)
     """
-
-    def figure(images: Tensor) -> Tensor:
-        return metric(preds[images], target[images])
-
-    return bootstrap(figure, len(target), num_resamples, level, seed)
+    found = resample(lambda images: metric(preds[images], target[images]), len(target), num_resamples, seed)
+    return interval(float(metric(preds, target)), found, level)

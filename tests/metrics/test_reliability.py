@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from pl_fed.errors import FederatedConfigError
-from pl_fed.metrics import bootstrap, bootstrap_metric, icc, pearson, rmse, spearman_brown
+from pl_fed.metrics import bootstrap, icc, pearson, rmse, spearman_brown
 
 # Shrout and Fleiss 1979, table 2: six targets, four judges.
 TABLE = torch.tensor([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
@@ -51,7 +51,7 @@ def test_intervals_are_those_of_scipy() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=80)
     y = x + rng.normal(size=80)
-    ours = bootstrap_metric(pearson, torch.tensor(x), torch.tensor(y), num_resamples=4000)
+    ours = bootstrap(pearson, torch.tensor(x), torch.tensor(y), num_resamples=4000)
     theirs = stats.bootstrap(
         (x, y),
         lambda a, b: stats.pearsonr(a, b).statistic,
@@ -67,19 +67,19 @@ def test_intervals_are_those_of_scipy() -> None:
 
 def test_intervals_are_a_function_of_the_seed() -> None:
     x, y = torch.rand(20), torch.rand(20)
-    assert bootstrap_metric(rmse, x, y, 50) == bootstrap_metric(rmse, x, y, 50)
-    assert bootstrap_metric(rmse, x, y, 50) != bootstrap_metric(rmse, x, y, 50, seed=1)
+    assert bootstrap(rmse, x, y, 50) == bootstrap(rmse, x, y, 50)
+    assert bootstrap(rmse, x, y, 50) != bootstrap(rmse, x, y, 50, seed=1)
 
 
 def test_undefined_resamples() -> None:
     """One of 30 differs: 1 / e of the resamples miss it, about 147 of 400."""
     x = torch.zeros(30)
     x[0] = 1.0
-    found = bootstrap_metric(pearson, x, x, 400)
+    found = bootstrap(pearson, x, x, 400)
     assert 80 < found.num_undefined < 200 and (found.low, found.high) == pytest.approx((1.0, 1.0))
-    never = bootstrap_metric(pearson, torch.ones(5), torch.rand(5), 50)
+    never = bootstrap(pearson, torch.ones(5), torch.rand(5), 50)
     assert math.isnan(never.value) and math.isnan(never.low) and never.num_undefined == 50
-    nothing = bootstrap_metric(rmse, torch.zeros(0), torch.zeros(0))
+    nothing = bootstrap(rmse, torch.zeros(0), torch.zeros(0))
     assert math.isnan(nothing.value) and math.isnan(nothing.high)
 
 
@@ -92,4 +92,4 @@ def test_undefined_resamples() -> None:
 )
 def test_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(FederatedConfigError, match=message):
-        bootstrap(lambda images: 0.0, 3, **options)  # type: ignore[arg-type]
+        bootstrap(rmse, torch.ones(3), torch.ones(3), **options)  # type: ignore[arg-type]
