@@ -95,7 +95,8 @@ def agreement(ratings: Ratings, config: AgreementConfig = AgreementConfig()) -> 
                 "rating of each rater, in the long or the wide layout."
             )
         for i, score in enumerate(SCORES):
-            values = torch.from_numpy(scores[:, present, i])  # (images, raters)
+            rated = ~np.isnan(scores[:, :, i]).all(1)
+            values = torch.from_numpy(scores[rated][:, present, i])  # (images, raters)
             rows += [AgreementRow(group, score, *row) for row in _of_score(values, names, config)]
     return rows
 
