@@ -215,6 +215,10 @@ def main(args: ArgsType = None) -> None:
             from pl_fed.cli_ratings import run_agreement
 
             run_agreement(given[1:])
+        elif isinstance(given, list) and given[:1] == ["scenes"]:
+            from pl_fed.cli_ratings import run_scenes
+
+            run_scenes(given[1:])
         elif isinstance(given, list) and given[:1] == ["rules"]:
             if len(given) > 1 and given[1] not in ("-h", "--help"):
                 raise FederatedConfigError(f"Expected nothing after `rules` but got '{given[1]}': drop it.")

@@ -11,6 +11,8 @@ from pl_fed.cli_parser import CommandParser
 from pl_fed.isa.agreement import LEGEND, AgreementConfig, agreement
 from pl_fed.isa.agreement_report import agreement_table, check_output, write_agreement
 from pl_fed.isa.ratings import Missing, Scale, read_ratings
+from pl_fed.isa.scenes.folder import SceneConfig, write_scenes
+from pl_fed.isa.scenes.raters import RaterConfig
 
 
 def run_agreement(arguments: Sequence[str]) -> None:
@@ -36,3 +38,21 @@ def run_agreement(arguments: Sequence[str]) -> None:
     if output is not None:
         write_agreement(rows, output)
         console.print(f"Report: {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+def run_scenes(arguments: Sequence[str]) -> None:
+    """Write a folder of synthetic scenes.
+
+    Args:
+        arguments: The command line after ``scenes``.
+    """
+    text = "Draws SYNTHETIC story scenes with known scores, with texts and simulated raters."
+    parser = CommandParser(prog="cli.py scenes", description=text)
+    parser.add_argument("--output", type=str, required=True, help="A new or an empty folder.")
+    parser.add_class_arguments(SceneConfig, None)
+    parser.add_class_arguments(RaterConfig, None)
+    given = parser.instantiate(parser.parse_args(list(arguments)))
+    config = SceneConfig(**{field.name: given[field.name] for field in fields(SceneConfig)})
+    raters = RaterConfig(**{field.name: given[field.name] for field in fields(RaterConfig)})
+    folder = write_scenes(given.output, config, raters)
+    print(f"{config.num_images} SYNTHETIC scenes: {folder}")
