@@ -13,6 +13,8 @@ from pl_fed.datamodules.config import (
 )
 from pl_fed.datamodules.image_data import ImageData
 from pl_fed.datamodules.instruction import InstructionData
+from pl_fed.datamodules.rated_images import RatedImages
+from pl_fed.datamodules.rated_source import RatedSource
 from pl_fed.datamodules.text_classification import TextClassificationData
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "InstructionColumns",
     "InstructionData",
     "LoadingConfig",
+    "RatedImages",
+    "RatedSource",
     "SplitConfig",
     "TextClassificationData",
     "TextColumns",

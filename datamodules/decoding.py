@@ -23,7 +23,7 @@ from pl_fed.errors import FederatedConfigError
 
 CACHE_FORMAT = 1  # part of every key: raise it when the same input gives other pixels than before
 BATCH = 256
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow says of bad files
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow says of bad files
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ImageTable:
 def image_shape(data: datasets.Dataset, column: str, size: int | None, channels: int | None) -> ImageShape:
     """Return what to decode to; what is not given is that of the first image."""
     where, value = next(_values(data.select([0]), column))
-    image = _open(value, where)
+    image = open_upright(value, where)
     found = 1 if image.mode in ("1", "L", "LA") else 3
     height, width = (image.height, image.width) if size is None else (size, size)
     return ImageShape(channels or found, height, width, size is not None)
@@ -157,13 +157,21 @@ def _refuse(where: str, reason: object) -> FederatedConfigError:
     )
 
 
-def _open(value: Any, where: str) -> Image.Image:
-    """Return one image as Pillow has it, upright."""
+def open_upright(value: Any, where: str) -> Image.Image:
+    """Return one image as Pillow has it, upright.
+
+    Args:
+        value: The image: its pixels, or a dict with its `bytes` or its `path`.
+        where: Where it is, for a reader of an error.
+
+    Raises:
+        FederatedConfigError: If it cannot be read, or has more than 8 bits a channel.
+    """
     try:
         with _read(value) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _refuse(where, str(error).rstrip(".")) from error
     if image.mode[0] in "IF":  # 16 or 32 bits, which Pillow would cut at 255
         raise _refuse(where, f"one of mode {image.mode}")
@@ -191,7 +199,7 @@ def _pixels(value: Any) -> np.ndarray:
 
 def _decode(value: Any, where: str, shape: ImageShape) -> np.ndarray:
     """Return one image as (channels, height, width)."""
-    image = _open(value, where)
+    image = open_upright(value, where)
     if (image.height, image.width) != (shape.height, shape.width) and not shape.resize:
         raise FederatedConfigError(
             f"Expected images of {shape.height} x {shape.width}, as the first is, but {where} is {image.height} x "

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -55,13 +55,17 @@ class ImageCollator:
 
     def __call__(self, examples: list[Example]) -> dict[str, Tensor]:
         """Return `images` (batch, channels, height, width), and `labels` and `client_id` (batch,)."""
-        pixels = self.change(torch.from_numpy(np.stack([example["image"] for example in examples])), examples)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return {
-            "images": (pixels.float() / 255 - mean) / std,
+            "images": self.images(examples),
             "labels": torch.tensor([example["label"] for example in examples]),
             "client_id": torch.tensor([example["client_id"] for example in examples]),
         }
+
+    def images(self, examples: list[Example]) -> Float[Tensor, "batch channels height width"]:
+        """Return what the network sees of the examples' images."""
+        pixels = self.change(torch.from_numpy(np.stack([example["image"] for example in examples])), examples)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
 
     def change(
         self, pixels: UInt8[Tensor, "batch channels height width"], examples: list[Example]
