@@ -17,15 +17,17 @@ from torch import Tensor
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.ratings import Ratings
 from pl_fed.isa.ratings_layouts import SCORES
-from pl_fed.metrics import icc, interval, kendall, pearson, resample, spearman, spearman_brown
+from pl_fed.metrics import icc, interval, kendall, one_rater, pearson, resample, rmse, spearman, spearman_brown
 from pl_fed.metrics.reliability import Kind
 
 CORRELATIONS = {"PCC": pearson, "SRCC": spearman, "Kendall tau-b": kendall}
-PAIRS = "mean of pairs"
+REFERENCES = {"PCC": pearson, "SRCC": spearman, "RMSE": rmse}
+PAIRS, AGAINST = "mean of pairs", "one against the others"
 LEGEND = (
     "PCC: Pearson, SRCC: Spearman with average ranks. ICC(2,k): two-way random raters, absolute agreement, mean of the "
     "k raters; (2,1): one rater; ICC(3,k), ICC(3,1): consistency, raters' levels aside (Shrout & Fleiss 1979). "
-    "Spearman-Brown: reliability of the mean of the raters from the mean PCC of pairs."
+    "Spearman-Brown: reliability of the mean of the raters from the mean PCC of pairs. One against the others: a rater "
+    "and the mean of the rest, on average; what a scorer has to reach to be as good as one human."
 )
 
 
@@ -109,10 +111,13 @@ def _of_score(
     pairs = list(combinations(range(len(names)), 2))
     shared = [int((known[:, a] & known[:, b]).sum()) for a, b in pairs]
     complete = values[known.all(1)]
+    twice = int((known.sum(1) >= 2).sum())
     labels, everyone = [*(f"{names[a]} - {names[b]}" for a, b in pairs), PAIRS], f"all {len(names)}"
     about = [(measure, label) for measure in CORRELATIONS for label in labels]
-    counts = [*[*shared, min(shared)] * len(CORRELATIONS), min(shared), *[len(complete)] * len(config.icc)]
-    about += [("Spearman-Brown", everyone), *((kind, everyone) for kind in config.icc)]
+    about += [("Spearman-Brown", everyone), *((measure, AGAINST) for measure in REFERENCES)]
+    about += [(kind, everyone) for kind in config.icc]
+    counts = [*[*shared, min(shared)] * len(CORRELATIONS), min(shared), *[twice] * len(REFERENCES)]
+    counts += [len(complete)] * len(config.icc)
 
     def of_pairs(images: Tensor) -> list[float]:
         return _pair_figures(values[images], pairs)
@@ -133,7 +138,7 @@ def _of_score(
 
 
 def _pair_figures(values: Float[Tensor, "images raters"], pairs: Sequence[tuple[int, int]]) -> list[float]:
-    """Return every correlation of every pair followed by its mean, and the Spearman-Brown figure."""
+    """Return every correlation of every pair and its mean, the Spearman-Brown figure, and those against the others."""
     figures, stepped_up = [], math.nan
     for measure, correlation in CORRELATIONS.items():
         found = []
@@ -143,4 +148,4 @@ def _pair_figures(values: Float[Tensor, "images raters"], pairs: Sequence[tuple[
         mean = sum(found) / len(found)
         figures += [*found, mean]
         stepped_up = spearman_brown(mean, values.shape[1]) if measure == "PCC" else stepped_up
-    return [*figures, stepped_up]
+    return [*figures, stepped_up, *(float(one_rater(metric, values).mean()) for metric in REFERENCES.values())]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from pl_fed.errors import FederatedConfigError
@@ -25,11 +26,11 @@ def agreement_table(rows: Sequence[AgreementRow], source: str, level: float) -> 
         level: Share of the resamples inside an interval.
     """
     grouped = any(row.group for row in rows)
-    table = Table(title=f"Agreement of raters: {source}", title_justify="left")
+    table = Table(title=f"Agreement of raters: {source}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in [*["group"] * grouped, "score", "measure", "raters"]:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("images", "value", f"{level:.0%} interval"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for i, row in enumerate(rows):
         cells = [*[row.group] * grouped, row.score, row.measure, row.raters, str(row.num_images)]
         ends = "" if math.isnan(row.low) else f"{row.low:.3f} to {row.high:.3f}"

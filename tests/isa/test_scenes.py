@@ -228,7 +228,7 @@ def test_everything_says_that_it_is_synthetic(folder: Path) -> None:
     ratings = read_ratings(folder / "ratings.csv")
     assert set(ratings.columns["synthetic"].values()) == {"true"}
     assert ratings.groups("site") == [f"synthetic_site_{i}" for i in range(3)]
-    assert all(rater.startswith("synthetic_rater_") for rater in ratings.raters)
+    assert all(rater.startswith("synthetic_") for rater in ratings.raters)
 
 
 def test_ratings_follow_the_levels(folder: Path) -> None:

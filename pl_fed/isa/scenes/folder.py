@@ -121,7 +121,7 @@ def _write_ratings(path: Path, names: list[str], scenes: list[Scene], raters: Ra
         writer.writerow(["file_name", "rater", "entity", "semantic", "site", "synthetic"])
         for name, site, image in zip(names, sites, ratings.tolist(), strict=True):
             for rater, (entity, semantic) in enumerate(image, 1):
-                writer.writerow([name, f"synthetic_rater_{rater}", entity, semantic, f"synthetic_site_{site}", "true"])
+                writer.writerow([name, f"synthetic_{rater}", entity, semantic, f"synthetic_site_{site}", "true"])
 
 
 def _texts(names: list[str], scenes: list[Scene], seed: int) -> Iterable[dict[str, Any]]:
