@@ -128,8 +128,8 @@ def _of_score(
     columns: list[tuple[float, np.ndarray]] = []
     for figures, num_images in ((of_pairs, len(values)), (of_all, len(complete))):
         found = figures(torch.arange(num_images))
-        drawn = resample(figures, num_images, config.num_resamples, config.seed).reshape(-1, len(found))
-        columns += zip(found, drawn.T, strict=True)
+        drawn = resample(figures, num_images, config.num_resamples, config.seed)
+        columns += zip(found, drawn.reshape(len(drawn), len(found)).T, strict=True)
     ends = [interval(value, drawn, config.level) for value, drawn in columns]
     return [
         (measure, who, count, end.value, end.low, end.high)

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from pl_fed.errors import FederatedConfigError
@@ -26,13 +27,13 @@ def agreement_table(rows: Sequence[AgreementRow], source: str, level: float) -> 
         level: Share of the resamples inside an interval.
     """
     grouped = any(row.group for row in rows)
-    table = Table(title=f"Agreement of raters: {source}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(f"Agreement of raters: {source}"), title_justify="left", box=box.SIMPLE_HEAD)
     for name in [*["group"] * grouped, "score", "measure", "raters"]:
         table.add_column(name, overflow="fold")
     for name in ("images", "value", f"{level:.0%} interval"):
         table.add_column(name, justify="right", no_wrap=True)
     for i, row in enumerate(rows):
-        cells = [*[row.group] * grouped, row.score, row.measure, row.raters, str(row.num_images)]
+        cells = [*[escape(row.group)] * grouped, row.score, row.measure, escape(row.raters), str(row.num_images)]
         ends = "" if math.isnan(row.low) else f"{row.low:.3f} to {row.high:.3f}"
         value = "not defined" if math.isnan(row.value) else f"{row.value:.3f}"
         last = i + 1 < len(rows) and (rows[i + 1].group, rows[i + 1].score) != (row.group, row.score)

@@ -1,8 +1,9 @@
 """Pearson's and Spearman's correlation and Kendall's tau-b of scores with ties, in double precision.
 
 Undefined is nan, without a warning: fewer than two pairs, a side without spread, or a nan among the values.
-torchmetrics computes in single precision, calls Spearman's correlation of a constant 0, and compares all pairs for
-Kendall's tau, which a bootstrap over thousands of images cannot afford; hence the formulas here.
+torchmetrics warns where Pearson's correlation is not defined, calls Spearman's of a constant 0 and is off in the sixth
+digit, and compares all pairs for Kendall's tau, which a bootstrap over thousands of images cannot afford; hence the
+formulas here.
 """
 
 from abc import abstractmethod

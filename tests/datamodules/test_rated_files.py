@@ -47,6 +47,10 @@ def odd_files(folder: Path) -> dict[str, str]:
         "folder.png": "there is no such file",
         "nowhere.png": "there is no such file",
         "../ratings.csv": "the name leads out of the folder",
+        "a/../../ratings.csv": "the name leads out of the folder",
+        "/ratings.csv": "the name leads out of the folder",
+        "no\0name.png": "there is no such file",
+        "long" * 100: "there is no such file",
         "moving.gif": "it has 2 frames or pages",
         "deep.png": "it has more than 8 bits a channel (mode I;16)",
         "float.tif": "it has more than 8 bits a channel (mode F)",
@@ -67,6 +71,7 @@ def usable_files(folder: Path) -> list[str]:
     image.convert("P").save(folder / "palette.gif")
     image.convert("RGBA").save(folder / "alpha.png")
     image.convert("L").save(folder / 'grey, é "quoted" 日本.bmp')
+    (folder / "link.png").symlink_to(folder / "upright.png")
     image.save(folder / "two views.mpo", save_all=True, append_images=[image])
     return [path.name for path in sorted(folder.iterdir()) if path.name not in before]
 
@@ -77,7 +82,7 @@ def test_every_odd_file_has_its_reason(tmp_path: Path) -> None:
     found = check_images(tmp_path / "images", [*reasons, *fine], 1.0, tmp_path / "cache")
     for name, reason in reasons.items():
         assert found[name].reason.startswith(reason) and not found[name].content, found[name]
-    assert len(fine) == 7 and all(found[name].content and not found[name].reason for name in fine)
+    assert len(fine) == 8 and all(found[name].content and not found[name].reason for name in fine)
     assert found["turned.png"] == found["upright.png"] == found["alpha.png"]
     assert len({found[name].content for name in fine}) == 5  # and grey, CMYK, palette and JPEG differ
     assert check_images(tmp_path / "images", ["bomb.png"], 1e6, tmp_path / "cache")["bomb.png"].reason

@@ -67,6 +67,11 @@ def test_icc_is_the_published_one() -> None:
     assert all(math.isnan(row.low) for row in rows)
 
 
+def test_nothing_but_pairs() -> None:
+    rows = agreement(ratings(SHROUT_FLEISS), AgreementConfig(icc=(), num_resamples=5))
+    assert not any(row.measure.startswith("ICC") for row in rows) and len(rows) == 2 * (3 * 7 + 1 + 3)
+
+
 def test_unbalanced_ratings() -> None:
     """A pair is compared where both have rated; the ICC is that of the images with all ratings."""
     whole = np.array(SHROUT_FLEISS, float)
@@ -106,13 +111,14 @@ def test_one_rater() -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prints a table and writes what it prints as JSON and CSV."""
-    lines = [f"i{i}.png,r{r},{SHROUT_FLEISS[i][r] / 10},{1 if r else 0.5}" for i in range(6) for r in range(4)]
+    lines = [f"i{i}.png,[red]{r},{SHROUT_FLEISS[i][r] / 10},{1 if r else 0.5}" for i in range(6) for r in range(4)]
     path = tmp_path / "mine.csv"
     path.write_text("\n".join(["file_name,rater,entity,semantic", *lines]))
     options = ["agreement", str(path), "--num_resamples=20", "--icc", '["ICC(2,k)", "ICC(3,1)"]']
     main([*options, f"--output={tmp_path / 'out' / 'report.json'}"])
     shown = capsys.readouterr().out
     assert "Agreement of raters: mine.csv" in shown and "absolute agreement" in shown and "not defined" in shown
+    assert "[red]0" in shown, "a name is no markup"
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     found = next(row for row in written if (row["score"], row["measure"]) == ("entity", "ICC(2,k)"))
     assert round(found["value"], 2) == 0.62 and found["num_images"] == 6

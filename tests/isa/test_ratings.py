@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.ratings import Ratings, make_ratings, read_ratings
@@ -69,6 +72,18 @@ def test_names_of_any_characters(tmp_path: Path) -> None:
     rows = [{"file_name": name, "entity_score": 0.5, "semantic_score": 0.25} for name in names]
     for suffix in (".csv", ".jsonl", ".parquet"):
         assert read_ratings(write(tmp_path / f"r{suffix}", rows)).file_names == tuple(names)
+
+
+NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(NAME, min_size=1, max_size=5, unique=True))
+def test_names_of_really_any_characters(names: list[str]) -> None:
+    rows = [{"file_name": name, "entity_score": 0.5, "semantic_score": 0.25} for name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in (".csv", ".tsv", ".jsonl"):
+            assert read_ratings(write(Path(folder, f"r{suffix}"), rows)).file_names == tuple(names)
 
 
 def test_a_spreadsheets_file(tmp_path: Path) -> None:

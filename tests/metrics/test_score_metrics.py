@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
+from torchmetrics.functional import kendall_rank_corrcoef, pearson_corrcoef, spearman_corrcoef
 
 from pl_fed.metrics import (
     Kendall,
@@ -51,6 +52,14 @@ def test_any_type_of_number(kind: torch.dtype) -> None:
     y = (torch.arange(50) % 5).to(kind)
     for ours, theirs in REFERENCES.items():
         assert float(ours(x, y)) == pytest.approx(theirs(x.double().numpy(), y.double().numpy()).statistic, abs=1e-12)
+
+
+def test_correlations_are_those_of_torchmetrics() -> None:
+    """To single precision, which is its own."""
+    x, y = torch.randint(0, 13, (200,)) / 12, torch.rand(200)
+    theirs = {pearson: pearson_corrcoef, spearman: spearman_corrcoef, kendall: kendall_rank_corrcoef}
+    for ours, reference in theirs.items():
+        assert float(ours(x, y)) == pytest.approx(float(reference(x, y)), abs=1e-5)
 
 
 def test_continuous_scores_against_levels() -> None:

@@ -53,6 +53,16 @@ class Canvas:
             self._draw.line(at, fill=colour, width=width, joint="curve")
 
 
+def check_size(size: int) -> None:
+    """Refuse pictures in which nothing could be seen.
+
+    Raises:
+        FederatedConfigError: If `size` is too small.
+    """
+    if size < SMALLEST:
+        raise FederatedConfigError(f"Expected `size` of at least {SMALLEST} pixels but got {size}.")
+
+
 def draw_scene(scene: Scene, size: int = 224) -> Image.Image:
     """Draw a scene.
 
@@ -63,8 +73,7 @@ def draw_scene(scene: Scene, size: int = 224) -> Image.Image:
     Raises:
         FederatedConfigError: If `size` is too small to see anything.
     """
-    if size < SMALLEST:
-        raise FederatedConfigError(f"Expected `size` of at least {SMALLEST} pixels but got {size}.")
+    check_size(size)
     canvas = Canvas(OVERSAMPLING * size)
     draw_surroundings(canvas.shape, [clue.sign for clue in scene.clues if not clue.subjects], scene.seed)
     order = sorted(range(len(scene.entities)), key=lambda i: scene.entities[i].top + scene.entities[i].size)

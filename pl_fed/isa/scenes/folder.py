@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.scenes.compose import compose
-from pl_fed.isa.scenes.draw import draw_scene
+from pl_fed.isa.scenes.draw import check_size, draw_scene
 from pl_fed.isa.scenes.graph import Scene
 from pl_fed.isa.scenes.raters import RaterConfig, rate
 from pl_fed.isa.scenes.tell import Teller
@@ -58,6 +58,7 @@ class SceneConfig:
             raise FederatedConfigError(f"Expected `num_images` to be at least 1 but got {self.num_images}.")
         if self.seed < 0:
             raise FederatedConfigError(f"Expected `seed` to be at least 0 but got {self.seed}.")
+        check_size(self.size)
 
 
 def make_scene(seed: int, image_idx: int) -> Scene:
