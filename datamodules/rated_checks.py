@@ -81,7 +81,7 @@ def _key(folder: Path, name: str, max_megapixels: float) -> str:
 
 def _check(folder: Path, name: str, max_megapixels: float) -> CheckedImage:
     path = folder / name
-    if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
+    if os.path.isabs(name) or Path(os.path.normpath(name)).parts[:1] == ("..",):
         return CheckedImage(reason="the name leads out of the folder")
     if not os.path.isfile(path):
         return CheckedImage(reason="there is no such file")
@@ -93,7 +93,7 @@ def _check(folder: Path, name: str, max_megapixels: float) -> CheckedImage:
         try:
             reason = _header(path, max_megapixels)
             return CheckedImage(reason=reason) if reason else CheckedImage(_content(path))
-        except (*UNREADABLE, Image.DecompressionBombWarning, FederatedConfigError, MemoryError) as error:
+        except (*UNREADABLE, Image.DecompressionBombWarning, FederatedConfigError) as error:
             return CheckedImage(reason=f"it cannot be read ({_first_sentence(error)})")
 
 

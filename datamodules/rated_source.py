@@ -103,6 +103,8 @@ def load_rated(source: RatedSource, cache: Path) -> RatedSet:
             left_out[image.file_name, image.group] = LeftOut(image.file_name, reason)
         else:
             used.append(image)
+    seen = {image.file_name for image in used} | {name for name, _ in left_out}
+    left_out |= {(name, ""): LeftOut(name, "nobody has rated it") for name in ratings.file_names if name not in seen}
     _check_left_out(list(left_out.values()), len(used), source)
     by_kind = {kind: [found[image.file_name] for image in used] for kind, found in texts.items()}
     contents = [checked[image.file_name].content for image in used]

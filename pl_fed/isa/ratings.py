@@ -62,7 +62,7 @@ class Ratings:
         """Return the names of the groups of raters in order; one without a name if `column` is None.
 
         Raises:
-            FederatedConfigError: If there is no such column.
+            FederatedConfigError: If there is no such column, or a rating has no value there.
         """
         return sorted({group for group in self._group_table(column).flat if group is not None}) if column else [""]
 
@@ -80,7 +80,7 @@ class Ratings:
             column: A column such as ``site``, or ``rater`` for groups of one; None takes all raters as one group.
 
         Raises:
-            FederatedConfigError: If there is no such column.
+            FederatedConfigError: If there is no such column, or a rating has no value there.
         """
         found = []
         for group in self.groups(column):
@@ -98,12 +98,22 @@ class Ratings:
         elif column in self.columns:
             for place, value in self.columns[column].items():
                 table[place] = value
+            self._check_groups(column, table)
         else:
             known = ", ".join([BY_RATER, *self.columns])
             raise FederatedConfigError(
                 f"Expected a column of '{self.source}' to group by but got '{column}': it has {known}."
             )
         return table
+
+    def _check_groups(self, column: str, table: np.ndarray) -> None:
+        without = np.argwhere((table == None) & ~np.isnan(self.scores).all(2))  # noqa: E711 - elementwise
+        if len(without):
+            image, rater = without[0]
+            raise FederatedConfigError(
+                f"Expected a value in column '{column}' of every rating in '{self.source}' but that of "
+                f"'{self.file_names[image]}' by '{self.raters[rater]}' has none: fill it in."
+            )
 
 
 def mean_known(scores: Float[np.ndarray, "images raters 2"]) -> Float[np.ndarray, "images 2"]:

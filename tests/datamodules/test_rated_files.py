@@ -66,6 +66,7 @@ def usable_files(folder: Path) -> list[str]:
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(folder / "upright.png")
+    image.save(folder / "..dots.png")
     image.rotate(90, expand=True).save(folder / "turned.png", exif=exif)
     image.convert("CMYK").save(folder / "cmyk.jpg")
     image.convert("P").save(folder / "palette.gif")
@@ -82,7 +83,7 @@ def test_every_odd_file_has_its_reason(tmp_path: Path) -> None:
     found = check_images(tmp_path / "images", [*reasons, *fine], 1.0, tmp_path / "cache")
     for name, reason in reasons.items():
         assert found[name].reason.startswith(reason) and not found[name].content, found[name]
-    assert len(fine) == 8 and all(found[name].content and not found[name].reason for name in fine)
+    assert len(fine) == 9 and all(found[name].content and not found[name].reason for name in fine)
     assert found["turned.png"] == found["upright.png"] == found["alpha.png"]
     assert len({found[name].content for name in fine}) == 5  # and grey, CMYK, palette and JPEG differ
     assert check_images(tmp_path / "images", ["bomb.png"], 1e6, tmp_path / "cache")["bomb.png"].reason
@@ -128,6 +129,18 @@ def test_nothing_usable(tmp_path: Path) -> None:
         rated_data(folder, {"images": str(tmp_path / "other"), "unusable": "skip"}, **ONE)
     with pytest.raises(FederatedConfigError, match="`images` to be a folder but there is none at"):
         rated_data(folder, {"images": str(tmp_path / "nowhere")}, **ONE)
+
+
+def test_an_image_that_no_group_has_rated(tmp_path: Path) -> None:
+    folder = write_rated(tmp_path / "data", range(8))
+    lines = (folder / "ratings.csv").read_text().splitlines()
+    changed = [
+        ",".join([*line.split(",")[:2], "", "", line.split(",")[4]]) if line[0] == "4" else line for line in lines
+    ]
+    (folder / "ratings.csv").write_text("\n".join(changed))
+    source = {"missing": "allow", "unusable": "skip", "group_by": "site"}
+    data = rated_data(folder, source, splits=NO_SPLITS)
+    assert [(row.file_name, row.reason) for row in data.left_out] == [("4.png", "nobody has rated it")]
 
 
 def test_missing_ratings_and_texts(tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ def test_groups() -> None:
         ratings.groups("city")
 
 
+def test_a_rating_without_its_group() -> None:
+    ratings = made([*LONG[:3], LONG[3] | {"site": ""}])
+    with pytest.raises(FederatedConfigError, match="'site' of every rating in 'rows' but that of 'b.png' by 'Bob' has"):
+        ratings.by_group("site")
+
+
 def made(rows: list[dict[str, Any]]) -> Ratings:
     from pl_fed.isa.ratings_layouts import find_ratings
     from pl_fed.isa.ratings_tables import TableRow
