@@ -30,13 +30,13 @@ COGBENCH_LICENCE = (
     "others without written consent. Cite arXiv 2402.18409."
 )
 COGBENCH_SECTIONS = {  # theirs, and the section of our texts
-    "Special Time Reasoning": "Special Time",
-    "Location Reasoning": "Special Location",
-    "Character Reasoning": "Character Role",
-    "Character Relationship Reasoning": "Character Relationship",
-    "Event Reasoning": "High-level Event",
-    "Event Relationship Reasoning": "Event Causal Relationship",
-    "Mental State Reasoning": "Mental State",
+    "Special Time Reasoning": "Special time",
+    "Location Reasoning": "Special location",
+    "Character Reasoning": "Character role",
+    "Character Relationship Reasoning": "Character relationship",
+    "Event Reasoning": "High-level event",
+    "Event Relationship Reasoning": "Event causal relationship",
+    "Mental State Reasoning": "Mental state",
 }
 NEXT_MOMENT = "Next Moment Event Reasoning"
 

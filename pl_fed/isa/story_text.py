@@ -1,18 +1,17 @@
-"""The text of a story in sections: numbered clues with a conclusion each, then the description."""
+"""The text of a story in sections: numbered clues and what follows from them, then the description."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 SECTIONS = (
-    "Special Time",
-    "Special Location",
-    "Character Role",
-    "Character Relationship",
-    "High-level Event",
-    "Event Causal Relationship",
-    "Mental State",
+    "Special time",
+    "Special location",
+    "Character role",
+    "Character relationship",
+    "High-level event",
+    "Event causal relationship",
+    "Mental state",
 )
-DESCRIPTION = "Description"
 NONE = "None"
 
 
@@ -30,24 +29,26 @@ class Reasoning:
 
 
 def story_text(sections: Mapping[str, tuple[Reasoning, ...]], description: str) -> str:
-    """Write a story with every section, ``None`` where there is nothing to say.
+    r"""Write a story with every section, ``None`` where there is nothing to say.
 
     Args:
         sections: Reasonings by section; one that is left out is empty.
         description: The story.
 
     Example:
-        >>> text = story_text({"Special Time": (Reasoning(("A moon is in the sky.",), "It is night."),)}, "A boy runs.")
-        >>> print(text[:73])
-        Special Time:
-        Clue(s) 1: A moon is in the sky.
-        Conclusion 1: It is night.
+        >>> reasoning = Reasoning(("A moon is in the sky.",), "It is night.")
+        >>> print(story_text({"Special time": (reasoning,)}, "A boy runs.").partition("\n\n")[0])
+        Special time
+        Clue(s):
+        1. A moon is in the sky.
+        Conclusion: It is night.
     """
-    parts = []
-    for name in SECTIONS:
-        lines = [f"{name}:"]
-        for number, reasoning in enumerate(sections.get(name, ()), 1):
-            lines.append(f"Clue(s) {number}: {' '.join(reasoning.clues)}")
-            lines.append(f"Conclusion {number}: {reasoning.conclusion}")
-        parts.append("\n".join([*lines, NONE] if len(lines) == 1 else lines))
-    return "\n\n".join([*parts, f"{DESCRIPTION}:\n{description or NONE}"])
+    parts = [_section(name, sections.get(name, ())) for name in SECTIONS]
+    return "\n\n".join([*parts, f"Description: {description or NONE}"])
+
+
+def _section(name: str, reasonings: tuple[Reasoning, ...]) -> str:
+    clues = [clue for reasoning in reasonings for clue in reasoning.clues]
+    numbered = [f"{number}. {clue}" for number, clue in enumerate(clues, 1)]
+    conclusion = " ".join(reasoning.conclusion for reasoning in reasonings)
+    return "\n".join([name, "Clue(s):", *(numbered or [NONE]), f"Conclusion: {conclusion or NONE}"])

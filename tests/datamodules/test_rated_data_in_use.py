@@ -35,7 +35,7 @@ def rated(scenes: Path, folder: Path, **changes: Any) -> RatedImages:
 
 
 class Scorer(pl.LightningModule):
-    """Scores from colours and the number of conclusions in the text."""
+    """Scores from colours and the number of clues in the text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,8 @@ class Scorer(pl.LightningModule):
         self.spearman, self.names = Spearman(), set[str]()
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
-        counts = torch.tensor([[text.count("Conclusion ") / 5] for text in batch["cot_text"]])
+        lines = [[line for line in text.splitlines() if line[:1].isdigit()] for text in batch["cot_text"]]
+        counts = torch.tensor([[len(clues) / 10] for clues in lines])
         scores: Tensor = self.model(torch.cat([batch["images"].mean((2, 3)), counts], 1))  # (batch, 2)
         return scores
 
@@ -66,7 +67,7 @@ class Scorer(pl.LightningModule):
 
 
 def test_federated(scenes: Path, tmp_path: Path) -> None:
-    """Three sites train a scorer; the number of conclusions says much of the story."""
+    """Three sites train a scorer; the number of clues says much of the story."""
     data, scorer = rated(scenes, tmp_path), Scorer()
     before = adapter_tensors(scorer)
     strategy = FederatedStrategy(FedIT(), cohort=CohortConfig(), local=LocalTraining(epochs=5))

@@ -25,33 +25,43 @@ ENTRY: dict[str, Any] = {
     "Description": ["A boy flies a kite at the beach."],
 }
 TEXT = """\
-Special Time:
+Special time
+Clue(s):
 None
+Conclusion: None
 
-Special Location:
-Clue(s) 1: Sand is on the ground. There is water.
-Conclusion 1: It is a beach.
+Special location
+Clue(s):
+1. Sand is on the ground.
+2. There is water.
+Conclusion: It is a beach.
 
-Character Role:
+Character role
+Clue(s):
 None
+Conclusion: None
 
-Character Relationship:
+Character relationship
+Clue(s):
 None
+Conclusion: None
 
-High-level Event:
-Clue(s) 1: The boy's hair blows.
-Conclusion 1: The wind is strong.
-Clue(s) 2: \n\
-Conclusion 2: The boy runs.
+High-level event
+Clue(s):
+1. The boy's hair blows.
+Conclusion: The wind is strong. The boy runs.
 
-Event Causal Relationship:
+Event causal relationship
+Clue(s):
 None
+Conclusion: None
 
-Mental State:
+Mental state
+Clue(s):
 None
+Conclusion: None
 
-Description:
-A boy flies a kite at the beach."""
+Description: A boy flies a kite at the beach."""
 
 
 def test_cogbench(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

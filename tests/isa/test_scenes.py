@@ -23,7 +23,7 @@ def scene_of(num_entities: int, num_kinds: int, num_events: int, num_links: int,
     look = ("#fff", "#000", "#888")
     entities = tuple(Entity(kinds[i % num_kinds], f"the {i}", 0.1, 0.1, 0.2, look) for i in range(num_entities))
     events = tuple(Event(i, "chases", i + 1, limited=False) for i in range(num_events))
-    clues = tuple(Clue("Special Time", "moon", ()) for _ in range(num_clues))
+    clues = tuple(Clue("Special time", "moon", ()) for _ in range(num_clues))
     return Scene(0, entities, events, tuple((0, i + 1) for i in range(num_links)), clues)
 
 
@@ -121,7 +121,7 @@ def test_every_sign_can_be_seen(section: str, sign: str) -> None:
     look = ("#f1c9a5", "#2b2118", "#4c72b0")
     people = tuple(Entity(kind, f"the {kind}", x, 0.4, 0.4, look) for kind, x in (("boy", 0.05), ("girl", 0.55)))
     scene = Scene(0, people, (), (), ())
-    subjects = {"Special Time": (), "Special Location": (), "Character Relationship": (0, 1)}.get(section, (1,))
+    subjects = {"Special time": (), "Special location": (), "Character relationship": (0, 1)}.get(section, (1,))
     assert (pixels(scene) != pixels(replace(scene, clues=(Clue(section, sign, subjects),)))).any(2).mean() > 0.001
 
 

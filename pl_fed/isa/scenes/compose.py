@@ -142,11 +142,11 @@ def _clues(entities: Sequence[Entity], num_clues: int, rng: np.random.Generator)
     """Return clues: at most one of time, place and relationship, two roles, two states of mind."""
     people = [int(i) for i in rng.permutation([i for i, e in enumerate(entities) if e.kind in PEOPLE])][:2]
     subjects: list[tuple[str, tuple[int, ...]]] = [
-        ("Special Time", ()),
-        ("Special Location", ()),
-        ("Character Relationship", tuple(people)),
-        *(("Character Role", (i,)) for i in people),
-        *(("Mental State", (i,)) for i in people),
+        ("Special time", ()),
+        ("Special location", ()),
+        ("Character relationship", tuple(people)),
+        *(("Character role", (i,)) for i in people),
+        *(("Mental state", (i,)) for i in people),
     ]
     chosen = sorted(int(i) for i in rng.permutation(len(subjects))[:num_clues])
     return tuple(Clue(subjects[i][0], _pick(rng, list(SIGNS[subjects[i][0]])), subjects[i][1]) for i in chosen)

@@ -9,7 +9,7 @@ from pl_fed.isa.scenes.words import SIGNS, VERBS
 from pl_fed.isa.story_text import Reasoning, story_text
 
 KINDS = ("naive", "cot")
-EVENTS, LINKS = "High-level Event", "Event Causal Relationship"
+EVENTS, LINKS = "High-level event", "Event causal relationship"
 THERE = ("The picture shows {}.", "There are {}.", "One can see {}.", "In the picture are {}.")
 REASONS = ("{1} because {0}", "since {0}, {1}", "{0}, and so {1}", "{0}, which is why {1}")
 NOTHING = ("Nothing special happens.", "There is no particular event.", "Not much is going on.")

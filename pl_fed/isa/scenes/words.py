@@ -81,9 +81,9 @@ MOODS = {
     "open mouth": ("{} has an open mouth and raised hands.", "{} is afraid."),
 }
 SIGNS = {
-    "Special Time": TIMES,
-    "Special Location": PLACES,
-    "Character Role": ROLES,
-    "Character Relationship": RELATIONSHIPS,
-    "Mental State": MOODS,
+    "Special time": TIMES,
+    "Special location": PLACES,
+    "Character role": ROLES,
+    "Character relationship": RELATIONSHIPS,
+    "Mental state": MOODS,
 }
