@@ -2,6 +2,7 @@
 
 from pl_fed.callbacks.client_dp import ClientDP
 from pl_fed.callbacks.communication_monitor import CommunicationMonitor, CommunicationTotals
+from pl_fed.callbacks.fishing_tripwire import FishingTripwire
 from pl_fed.callbacks.label_inference_attack import LabelInferenceAttack
 from pl_fed.callbacks.partition_report import PartitionReport
 from pl_fed.callbacks.progress import FederatedProgressBar, FederatedRichProgressBar
@@ -17,6 +18,7 @@ __all__ = [
     "CommunicationTotals",
     "FederatedProgressBar",
     "FederatedRichProgressBar",
+    "FishingTripwire",
     "LabelInferenceAttack",
     "PartitionReport",
     "PublicRefinement",

@@ -27,7 +27,7 @@ from pl_fed.assets import AssetFetchError, AssetNotFoundError
 from pl_fed.checkpoint_io import AtomicCheckpointIO
 from pl_fed.cli_parser import FederatedArgumentParser, own_sentence
 from pl_fed.cli_trainer import FederatedTrainer
-from pl_fed.errors import CheckpointError, FederatedConfigError, TooFewClientsError
+from pl_fed.errors import CheckpointError, FederatedConfigError, FishedModelError, TooFewClientsError
 from pl_fed.modules.base import LoraModule
 from pl_fed.modules.checkpoint import check_class
 from pl_fed.modules.export import export_adapter
@@ -46,6 +46,7 @@ USER_ERRORS = (
     AssetNotFoundError,
     CheckpointError,
     FederatedConfigError,
+    FishedModelError,
     MisconfigurationException,
     ProtocolError,
     OSError,  # a full disk, a folder that cannot be written

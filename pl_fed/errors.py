@@ -26,6 +26,10 @@ class TooFewClientsError(RuntimeError):
     """Fewer clients survived a round than the federation accepts."""
 
 
+class FishedModelError(RuntimeError):
+    """A client was sent a model that looks crafted to reveal its labels, and the run is to stop."""
+
+
 class CheckpointMismatchError(FederatedConfigError):
     """A checkpoint belongs to another rule, population or adapter than the run that loads it."""
 
