@@ -6,6 +6,7 @@ Published attacks, re-implemented as pure functions, to be run on data that the 
 from pl_fed.attacks.accuracy import exact_match, label_accuracy
 from pl_fed.attacks.cohorts import recover_over_rounds
 from pl_fed.attacks.cut_norm import CannotAttackError, Target, find_target
+from pl_fed.attacks.defences import DEFENCES, DefenceRow, audit_defences
 from pl_fed.attacks.fishing import FishingModels, choose_betas, make_models
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import HeadUpdate, LocalSteps, Observation, PublicRound
@@ -13,10 +14,13 @@ from pl_fed.attacks.quantise import FixedPointSum, SecureSum
 from pl_fed.attacks.report import AuditReport, make_report
 from pl_fed.attacks.simulate import aggregate, client_update
 from pl_fed.attacks.solve import Recovery, recover
+from pl_fed.attacks.tripwire import Reading, read_tripwire
 
 __all__ = [
+    "DEFENCES",
     "AuditReport",
     "CannotAttackError",
+    "DefenceRow",
     "FishingModels",
     "FixedPointSum",
     "HeadUpdate",
@@ -24,10 +28,12 @@ __all__ = [
     "LossSpec",
     "Observation",
     "PublicRound",
+    "Reading",
     "Recovery",
     "SecureSum",
     "Target",
     "aggregate",
+    "audit_defences",
     "choose_betas",
     "client_update",
     "exact_match",
@@ -35,6 +41,7 @@ __all__ = [
     "label_accuracy",
     "make_models",
     "make_report",
+    "read_tripwire",
     "recover",
     "recover_over_rounds",
 ]

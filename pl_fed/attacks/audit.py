@@ -79,7 +79,7 @@ def audit(
     target = find_target(module, forward)
     plan = plan_rounds(len(clients.batches), target.width)
     betas = choose_betas(int(plan[0].max()) + 1, target.width, settings.scale)
-    _check_loss(module, target, betas, clients, settings.loss)
+    check_loss(module, target, betas, clients, settings.loss)
     models = make_models(module, target, betas, forward, moving=settings.local.steps > 1)
     recoveries = [_attack(module, target, models, assignment, clients, settings) for assignment in plan]
     baselines = _baselines(module, target, models, clients, settings)
@@ -92,13 +92,18 @@ def audit(
     return make_report(combine(recoveries), clients.true, guessed, baselines, setting)
 
 
-def _check_loss(
+def check_loss(
     module: nn.Module,
     target: Target,
     betas: Float[Tensor, "models width"],
     clients: SimulatedClients[Batch],
     loss: LossSpec,
 ) -> None:
+    """Check that the module trains with this loss.
+
+    Raises:
+        CannotAttackError: If its gradient at the head is another one.
+    """
     mismatch = loss_mismatch(module, target, betas[0], clients.batches[0][0], clients.loss, clients.first_mix, loss)
     if not mismatch <= MISMATCH:
         raise CannotAttackError(
