@@ -1,5 +1,6 @@
 """Callbacks for federated rounds; each also runs under a plain Trainer."""
 
+from pl_fed.callbacks.audit_report import AuditPage
 from pl_fed.callbacks.client_dp import ClientDP
 from pl_fed.callbacks.communication_monitor import CommunicationMonitor, CommunicationTotals
 from pl_fed.callbacks.fishing_tripwire import FishingTripwire
@@ -13,6 +14,7 @@ from pl_fed.callbacks.run_summary import RunSummary
 from pl_fed.callbacks.wandb_rounds import WandbRounds
 
 __all__ = [
+    "AuditPage",
     "ClientDP",
     "CommunicationMonitor",
     "CommunicationTotals",

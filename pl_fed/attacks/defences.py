@@ -54,6 +54,7 @@ class DefenceRow:
         margin: Largest rounding margin; None as above.
         blocked: Share of the clients from which nothing reached the server.
         alarms: Share of the clients whose tripwire rang; None without one.
+        noise_multiplier: Noise of the defence, 0 for clipping alone; None where the scale of updates is known.
         note: A sentence on what the figures rest on.
     """
 
@@ -67,6 +68,7 @@ class DefenceRow:
     margin: float | None = None
     blocked: float = 0.0
     alarms: float | None = None
+    noise_multiplier: float | None = None
     note: str = ""
 
 
@@ -104,7 +106,9 @@ def _row(simulation: Simulation[Batch], attack: str, defence: Defence) -> Defenc
     sent, recovery = simulation.sent(attack), outcomes[0].recovery
     alarms = float(sent.alarms.double().mean()) if defence.kind == "tripwire" else None
     note = _note(attack, defence, sent)
-    row = DefenceRow(attack, defence.name, accuracy, exact, guessed, blocked=blocked, alarms=alarms, note=note)
+    noise = defence.noise_multiplier if defence.clips else None
+    figures = {"blocked": blocked, "alarms": alarms, "noise_multiplier": noise}
+    row = DefenceRow(attack, defence.name, accuracy, exact, guessed, **figures, note=note)
     if recovery is None:
         return row
     condition, margin = _finite(recovery.condition), _finite(recovery.margin)

@@ -3,8 +3,6 @@
 import copy
 import inspect
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from tests.helpers.tiny import TinyLM, make_strategy, make_trainer, round_loader
 from tests.modules.tiny_images import federation, make
 from tests.modules.tiny_images import loader as rounds
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 
 
@@ -163,28 +160,3 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(FederatedConfigError, match=r"`action` out of .*'drop'.* but got `panic`"):
         inspect.unwrap(FishingTripwire.__init__)(object.__new__(FishingTripwire), **{"action": "panic"})
     assert pickle.loads(pickle.dumps(FishingTripwire(1e-4))).threshold == 1e-4
-
-
-BODY = """
-import sys
-import pytorch_lightning as pl
-from pytorch_lightning.demos.boring_classes import BoringModel
-from pl_fed.callbacks import FishingTripwire
-
-tripwire = FishingTripwire()
-assert isinstance(tripwire, pl.Callback)
-options = dict(max_epochs=1, limit_train_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False)
-pl.Trainer(callbacks=[tripwire], default_root_dir=sys.argv[1], **options).fit(BoringModel())
-print("done")
-"""
-
-
-def test_pytorch_lightning_trainer(tmp_path: Path) -> None:
-    """In a process that imported only `pytorch_lightning` before."""
-    (tmp_path / "run.py").write_text(BODY)
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "run.py", str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().endswith("done")

@@ -1,0 +1,49 @@
+"""Clients of an audit out of a Trainer: its training data, its module's loss."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pl_fed._lightning import LightningModule, Trainer
+from pl_fed.attacks.audit import AuditSettings, SimulatedClients
+from pl_fed.attacks.cut_norm import Forward, find_target
+from pl_fed.callbacks._audit_batches import count_labels, draw_batches, noise_like
+from pl_fed.callbacks.label_inference_attack import _loss
+
+
+def simulated_clients(
+    trainer: Trainer,
+    module: LightningModule,
+    settings: AuditSettings,
+    num_clients: int,
+    batch_size: int | None,
+    labels: Callable[[Any], Tensor],
+    seed: int,
+) -> tuple[Forward, SimulatedClients[Any]]:
+    """Return what runs the module on noise, and clients with their own examples.
+
+    Args:
+        trainer: Its training loader is drawn from, and stays as it is.
+        module: A copy that may be trained.
+        settings: How clients train.
+        num_clients: Number of clients.
+        batch_size: Labels of a client and step; None takes the loader's.
+        labels: Returns the labels of a batch.
+        seed: Seed of the choice of examples and of the clients' dropout.
+
+    Raises:
+        CannotAttackError: If the module has no head or norm layer that can be attacked.
+    """
+    loss, steps = _loss(module), settings.local.steps
+    drawn = draw_batches(trainer.train_dataloader, num_clients, steps, batch_size, seed)
+    batches = [[trainer.strategy.batch_to_device(batch, module.device) for batch in client] for client in drawn]
+    noise = noise_like(batches[0][0], seed)
+    num_classes = find_target(module, lambda: loss(noise)).head.out_features
+    found = [[labels(batch) for batch in client] for client in batches]
+    counts = [torch.stack([count_labels(part, num_classes) for part in client]) for client in found]
+    sizes = torch.tensor([sum(len(part) for part in client) for client in found])
+    first_mix = counts[0][0].double() / len(found[0][0])
+    true = torch.stack([client.sum(0) for client in counts])
+    return lambda: loss(noise), SimulatedClients(batches, loss, true, first_mix, sizes, seed)

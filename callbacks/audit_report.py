@@ -1,0 +1,144 @@
+"""Writes the audit page: what each attack still finds under each defence, for people who decide."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pl_fed._lightning import Callback, LightningModule, Trainer
+from pl_fed.attacks.audit import AuditSettings, audit
+from pl_fed.attacks.cut_norm import CannotAttackError
+from pl_fed.attacks.defences import audit_defences
+from pl_fed.attacks.losses import LossSpec
+from pl_fed.attacks.observation import LocalSteps
+from pl_fed.attacks.preserve import isolated_rng
+from pl_fed.attacks.quantise import FixedPointSum, SecureSum
+from pl_fed.callbacks._audit_batches import find_labels
+from pl_fed.callbacks._audit_page import write_page
+from pl_fed.callbacks._audit_result import Accuracy, AuditResult
+from pl_fed.callbacks._find import find_callback
+from pl_fed.callbacks._run_folder import run_folder, writes_files
+from pl_fed.callbacks._simulated_clients import simulated_clients
+from pl_fed.callbacks.label_inference_attack import LabelInferenceAttack, _lend
+from pl_fed.errors import FederatedConfigError
+
+When = Literal["fit_start", "fit_end"]
+
+
+class AuditPage(Callback):
+    """Runs every attack under every defence on your own training data and writes one page about it.
+
+    Works in any Lightning project, federated or not. ``audit.html`` in the run's folder needs no other file;
+    ``audit.md``, ``audit.csv`` and ``audit.json`` beside it have the same figures. Loggers get
+    ``audit/<attack>/<defence>/label_accuracy``, and a table where they have tables. The page shows the latest report of
+    a `LabelInferenceAttack` that is listed before, client by client; without one it makes its own. The audit trains a
+    copy of the module.
+
+    Args:
+        num_clients: Number of simulated clients; with the loader of a federation its own clients.
+        batch_size: Labels of a client and step; None takes the loader's.
+        local: The clients' local training; None is one step of SGD at lr 1, which is sharing gradients.
+        loss: The loss of `training_step`; None is cross-entropy without smoothing or class weights.
+        secure_sum: A function from the clients' vectors to their sum; None is fixed point with 22 bits and clip 8.
+        when: ``fit_start`` or ``fit_end``.
+        accuracy: What training under each defence costs, where it was measured: name of the defence to the mean of a
+            test figure, its standard deviation and the number of seeds.
+        seed: Seed of the choice of examples, of the clients' dropout and of noise.
+
+    Example:
+        >>> callback = AuditPage(num_clients=16, accuracy={"none": (0.91, 0.01, 3), "DP 1": (0.84, 0.02, 3)})
+    """
+
+    def __init__(
+        self,
+        num_clients: int = 8,
+        batch_size: int | None = None,
+        local: LocalSteps | None = None,
+        loss: LossSpec | None = None,
+        secure_sum: SecureSum | None = None,
+        when: When = "fit_end",
+        accuracy: Mapping[str, tuple[float, float, int]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if num_clients < 2 or (batch_size is not None and batch_size < 1):
+            raise FederatedConfigError(
+                "Expected `num_clients` of 2 or more, which is what a sum can hide, and `batch_size` of 1 or more but "
+                f"got {num_clients} and {batch_size}."
+            )
+        if when not in get_args(When):
+            raise FederatedConfigError(f"Expected `when` out of {get_args(When)} but got `{when}`.")
+        self.num_clients, self.batch_size, self.when, self.seed = num_clients, batch_size, when, seed
+        self.settings = AuditSettings(local or LocalSteps(), loss or LossSpec(), secure_sum or FixedPointSum())
+        self.accuracy = {name: Accuracy(*figures) for name, figures in (accuracy or {}).items()}
+        self.result: AuditResult | None = None
+
+    def labels(self, batch: Any) -> Tensor:
+        """Return the labels of a batch; override it where they are neither under a usual name nor last."""
+        return find_labels(batch)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page before the first step."""
+        if self.when == "fit_start":
+            self._run(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page after the last step."""
+        if self.when == "fit_end":
+            self._run(trainer, pl_module)
+
+    def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        with isolated_rng(), trainer.precision_plugin.train_step_context(), torch.enable_grad():
+            try:
+                self.result = self._audit(trainer, _lend(pl_module, trainer))
+            except CannotAttackError as reason:
+                warnings.warn(f"No audit page is written: {reason} That is no proof of safety.", stacklevel=2)
+                return
+        self._log(trainer, self.result)
+        if writes_files(trainer):
+            write_page(run_folder(trainer), self.result)
+
+    def _audit(self, trainer: Trainer, module: LightningModule) -> AuditResult:
+        forward, clients = simulated_clients(
+            trainer, module, self.settings, self.num_clients, self.batch_size, self.labels, self.seed
+        )
+        rows = audit_defences(module, forward, clients, self.settings)
+        other = find_callback(trainer, LabelInferenceAttack)
+        known = [] if other is None else other.reports
+        report = known[-1] if known else audit(module, forward, clients, self.settings)
+        local = self.settings.local
+        setting = (
+            f"{type(module).__name__}, {self.num_clients} simulated clients with {_sizes(clients.batch_sizes)} labels "
+            f"each in {clients.true.shape[1]} classes, {local.steps} step(s) of {local.optimizer} at lr {local.lr:g}."
+        )
+        return AuditResult(rows, setting, report, self.accuracy)
+
+    def _log(self, trainer: Trainer, result: AuditResult) -> None:
+        figures = {
+            f"audit/{_slug(row.attack)}/{_slug(row.defence)}/label_accuracy": row.label_accuracy for row in result.rows
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+            log = getattr(logger, "log_table", None)
+            if callable(log):
+                columns = ["defence", *result.attacks, "tripwire alarms", result.figure]
+                log("audit", columns=columns, data=result.table())
+
+
+def _sizes(batch_sizes: Tensor) -> str:
+    least, most = int(batch_sizes.min()), int(batch_sizes.max())
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _slug(name: str) -> str:
+    """Return a name for a logger.
+
+    Example:
+        >>> _slug("DP 0.3"), _slug("local norm layers")
+        ('dp_0.3', 'local_norm_layers')
+    """
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower())
