@@ -26,16 +26,19 @@ class Accuracy:
         mean: Mean of its test figure over seeds.
         spread: Standard deviation over seeds; None for one seed.
         num_seeds: Number of seeds.
+        remark: What else to know, such as that it is of another model.
     """
 
     mean: float
     spread: float | None
     num_seeds: int
+    remark: str = ""
 
     def __str__(self) -> str:
-        """Write mean, spread and seeds."""
+        """Write mean, spread, seeds and the remark."""
         spread = "" if self.spread is None else f" ± {self.spread:.3f}"
-        return f"{self.mean:.3f}{spread} ({self.num_seeds} seed{'s' if self.num_seeds > 1 else ''})"
+        seeds = f"{self.num_seeds} seed{'s' if self.num_seeds > 1 else ''}"
+        return f"{self.mean:.3f}{spread} ({seeds}{self.remark and ', '}{self.remark})"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pl_fed._lightning import LightningModule, Trainer
 from pl_fed.attacks.audit import AuditSettings, SimulatedClients
 from pl_fed.attacks.cut_norm import Forward, find_target
 from pl_fed.callbacks._audit_batches import count_labels, draw_batches, noise_like
-from pl_fed.callbacks.label_inference_attack import _loss
+from pl_fed.callbacks._lent_module import loss_of
 
 
 def simulated_clients(
@@ -36,7 +36,7 @@ def simulated_clients(
     Raises:
         CannotAttackError: If the module has no head or norm layer that can be attacked.
     """
-    loss, steps = _loss(module), settings.local.steps
+    loss, steps = loss_of(module), settings.local.steps
     drawn = draw_batches(trainer.train_dataloader, num_clients, steps, batch_size, seed)
     batches = [[trainer.strategy.batch_to_device(batch, module.device) for batch in client] for client in drawn]
     noise = noise_like(batches[0][0], seed)

@@ -20,9 +20,10 @@ from pl_fed.callbacks._audit_batches import find_labels
 from pl_fed.callbacks._audit_page import write_page
 from pl_fed.callbacks._audit_result import Accuracy, AuditResult
 from pl_fed.callbacks._find import find_callback
+from pl_fed.callbacks._lent_module import lend
 from pl_fed.callbacks._run_folder import run_folder, writes_files
 from pl_fed.callbacks._simulated_clients import simulated_clients
-from pl_fed.callbacks.label_inference_attack import LabelInferenceAttack, _lend
+from pl_fed.callbacks.label_inference_attack import LabelInferenceAttack
 from pl_fed.errors import FederatedConfigError
 
 When = Literal["fit_start", "fit_end"]
@@ -94,7 +95,7 @@ class AuditPage(Callback):
             return
         with isolated_rng(), trainer.precision_plugin.train_step_context(), torch.enable_grad():
             try:
-                self.result = self._audit(trainer, _lend(pl_module, trainer))
+                self.result = self._audit(trainer, lend(pl_module, trainer))
             except CannotAttackError as reason:
                 warnings.warn(f"No audit page is written: {reason} That is no proof of safety.", stacklevel=2)
                 return

@@ -1,9 +1,8 @@
-"""The command line: ``python cli.py fit|validate|test|predict|export|compare|rules|agreement|scenes``.
+"""The command line: ``python cli.py fit|validate|test|predict|export`` and the commands of `COMMANDS`.
 
 It is LightningCLI with our defaults (`configs/defaults.yaml`), a run folder and loggers made from ``--run.*``, and the
-`export` command; `compare` (in `pl_fed.compare`), `rules`, a table of their properties, and the commands for ratings
-(in `pl_fed.cli_ratings`) stand beside it. A user's error ends in one sentence; ``PL_FED_TRACEBACK=1`` shows where it
-came from.
+`export` command; other commands stand beside it. A user's error ends in one sentence; ``PL_FED_TRACEBACK=1`` shows
+where it came from.
 """
 
 import logging
@@ -11,6 +10,7 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -35,11 +35,17 @@ from pl_fed.privacy.pairwise.errors import ProtocolError
 from pl_fed.rules.table import LEGEND, markdown, shipped_rules
 
 DEFAULTS = Path(__file__).parent / "configs" / "defaults.yaml"
+COMMANDS = {  # beside Lightning's; imported when called
+    "compare": ("pl_fed.compare.command:main", "runs rules and controls over seeds and writes tables and pictures"),
+    "audit": ("pl_fed.compare.audit:main", "does so with defences, and writes a page on what each stops and costs"),
+    "rules": ("pl_fed.cli:print_rules", "prints the properties of every rule"),
+    "agreement": ("pl_fed.cli_ratings:run_agreement", "says how far raters of images agree"),
+    "scenes": ("pl_fed.cli_ratings:run_scenes", "draws synthetic pictures with known scores"),
+}
 HELP = {
     "description": "Federated fine-tuning of LoRA adapters in a Lightning Trainer, from YAML.",
-    "epilog": "More commands: `compare` runs rules and controls over seeds and writes tables and pictures "
-    "(`compare --help`); `rules` prints the properties of every rule; `agreement` says how far raters of images agree; "
-    "`scenes` draws synthetic pictures with known scores.",
+    "epilog": "More commands, each with `--help`: "
+    + "; ".join(f"`{name}` {what}" for name, (_, what) in COMMANDS.items()),
 }
 USER_ERRORS = (
     AssetFetchError,
@@ -203,27 +209,21 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", ".*number of training batches.*is smaller than the logging interval.*")
 
 
+def print_rules(args: list[str]) -> None:
+    """Print the table of rules."""
+    if args and args[0] not in ("-h", "--help"):
+        raise FederatedConfigError(f"Expected nothing after `rules` but got '{args[0]}': drop it.")
+    print(f"{markdown(shipped_rules())}\n\n{LEGEND}")
+
+
 def main(args: ArgsType = None) -> None:
     """Run the command line; exit code 1 with one sentence for an error that a user can mend."""
     _quiet()
     given = sys.argv[1:] if args is None else args
     try:
-        if isinstance(given, list) and given[:1] == ["compare"]:
-            from pl_fed.compare.command import main as compare  # a command of its own, beside Lightning's
-
-            compare(given[1:])
-        elif isinstance(given, list) and given[:1] == ["agreement"]:
-            from pl_fed.cli_ratings import run_agreement
-
-            run_agreement(given[1:])
-        elif isinstance(given, list) and given[:1] == ["scenes"]:
-            from pl_fed.cli_ratings import run_scenes
-
-            run_scenes(given[1:])
-        elif isinstance(given, list) and given[:1] == ["rules"]:
-            if len(given) > 1 and given[1] not in ("-h", "--help"):
-                raise FederatedConfigError(f"Expected nothing after `rules` but got '{given[1]}': drop it.")
-            print(f"{markdown(shipped_rules())}\n\n{LEGEND}")
+        if isinstance(given, list) and given and given[0] in COMMANDS:
+            place, _, function = COMMANDS[given[0]][0].partition(":")
+            getattr(import_module(place), function)(given[1:])
         else:
             FederatedCLI(args)
     except USER_ERRORS as error:

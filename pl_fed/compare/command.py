@@ -3,7 +3,7 @@
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +20,7 @@ from pl_fed.compare.results import Store
 from pl_fed.compare.runner import Runner
 from pl_fed.errors import FederatedConfigError
 
+Finish = Callable[[Plan, Store, Path], str]  # writes more into the folder of the report, and says what
 HELP = """\
 Runs arms (methods and controls) in settings over seeds, each run a process of its own, and writes tables and pictures
 into <folder>/<name>/report, with Pareto fronts marked. Runs that are done are not run again; an interrupted one goes on
@@ -28,9 +29,9 @@ value by the validation metric is used for all seeds.
 """
 
 
-def make_parser() -> ArgumentParser:
+def make_parser(name: str = "compare", about: str = HELP) -> ArgumentParser:
     """Return the parser of the command."""
-    parser = ArgumentParser(prog="cli.py compare", description=HELP)
+    parser = ArgumentParser(prog=f"cli.py {name}", description=about)
     parser.add_argument("-c", "--config", action="config", help="The comparison as YAML; later options win.")
     parser.add_class_arguments(Comparison, None)
     now = parser.add_argument_group("What to do now")
@@ -44,13 +45,17 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> tuple[Comparison, Sitting]:
+def parse(arguments: Sequence[str], parser: ArgumentParser | None = None) -> tuple[Comparison, Sitting]:
     """Return what the command line asks for.
+
+    Args:
+        arguments: The command line after the command.
+        parser: That of the command; None takes that of ``compare``.
 
     Raises:
         FederatedConfigError: If a chosen arm or setting does not exist.
     """
-    parser = make_parser()
+    parser = parser or make_parser()
     given = parser.instantiate(parser.parse_args(list(arguments)))
     comparison = Comparison(**{field.name: given[field.name] for field in fields(Comparison)})
     options: dict[str, Any] = {field.name: given[field.name] for field in fields(Sitting)}
@@ -60,14 +65,22 @@ def parse(arguments: Sequence[str]) -> tuple[Comparison, Sitting]:
     return comparison, sitting
 
 
-def main(arguments: Sequence[str], launch: Launch | None = None) -> None:
+def main(
+    arguments: Sequence[str],
+    launch: Launch | None = None,
+    parser: ArgumentParser | None = None,
+    finish: Finish | None = None,
+) -> None:
     """Run the command; exit code 1 if a run failed, 130 after an interruption.
 
     Args:
-        arguments: The command line after ``compare``.
+        arguments: The command line after the command.
         launch: How a run is started; None starts subprocesses.
+        parser: That of the command; None takes that of ``compare``.
+        finish: What is done after the report is written.
     """
-    comparison, sitting = parse(arguments)
+    parser = parser or make_parser()
+    comparison, sitting = parse(arguments, parser)
     plan, home = Plan(comparison), Path(comparison.folder) / comparison.name
     store = Store(home / "runs", sitting.results)
     if sitting.dry_run:
@@ -80,8 +93,10 @@ def main(arguments: Sequence[str], launch: Launch | None = None) -> None:
                 Runner(plan, store, sitting, launch or Launcher(comparison), say=_say).run()
             except KeyboardInterrupt:
                 interrupted = True
-    text = write_report(plan, store.ended, home / "report", f"python cli.py compare {shlex.join(arguments)}")
+    text = write_report(plan, store.ended, home / "report", f"python {parser.prog} {shlex.join(arguments)}")
     print(f"\n{text}\nReport: {home / 'report' / 'table.md'}")
+    if finish is not None:
+        print(finish(plan, store, home / "report"))
     if interrupted:
         sys.exit(130)
     if failed := [r for r in store.ended.values() if r.error]:
