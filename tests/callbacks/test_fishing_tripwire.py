@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from pl_fed.callbacks import FishingTripwire
+from pl_fed.callbacks import FishingTripwire, LabelInferenceAttack
 from pl_fed.context import RoundContext
 from pl_fed.errors import FederatedConfigError, FishedModelError
+from pl_fed.rounds import LocalTraining
 from pl_fed.secure_round import SecureAggregation
 from tests.helpers.audited import mlp
 from tests.helpers.audited_runs import Net, fit, loader
@@ -85,6 +86,21 @@ def test_stop(tmp_path: Path) -> None:
     assert not any(part._forward_pre_hooks for part in module.modules())
     fit(Net(), loader(), tmp_path, tripwire, max_epochs=1)
     assert tripwire.alarms == [], "another run starts anew"
+
+
+def test_a_live_attack_is_seen(tmp_path: Path) -> None:
+    """The attack of our own audit: every client of the attacked round rings, none of the next; and labels leak."""
+    attack, tripwire = LabelInferenceAttack(when="live"), FishingTripwire()
+    with pytest.warns(UserWarning, match="Round 0: the model of client [012] looks crafted") as caught:
+        trainer = make_trainer(
+            federation(local=LocalTraining(steps=1)),
+            max_epochs=2,
+            callbacks=[attack, tripwire],
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(make("small_cnn", optimizer=lambda p: torch.optim.SGD(p, lr=0.5)), rounds(batch_size=32))
+    assert sum("looks crafted" in str(w.message) for w in caught) == 3 and tripwire.alarms == []
+    assert attack.reports[0].exact_match == 1.0
 
 
 def test_with_secure_aggregation() -> None:
