@@ -2,7 +2,7 @@
 
 Eight clients of 32 of scikit-learn's digits (without it, of noise), label mixes from Dirichlet(0.5), means over seeds.
 
-    python benchmarks/label_inference.py [--seeds 3]
+    python benchmarks/label_inference.py [--seeds 3] [--part cases|tripwire|evasion|defences]
 """
 
 import argparse
@@ -17,13 +17,28 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the small networks are those of the tests
 
 from pl_fed.attacks.accuracy import exact_match, label_accuracy
+from pl_fed.attacks.audit import AuditSettings, SimulatedClients
 from pl_fed.attacks.baselines import guess, ilrg, llg, mean_gradient, spread_mix
+from pl_fed.attacks.defences import DefenceRow, audit_defences
 from pl_fed.attacks.observation import LocalSteps, Observation
 from pl_fed.attacks.quantise import FixedPointSum
 from pl_fed.attacks.report import mix_of
 from pl_fed.attacks.simulate import aggregate, client_update
 from pl_fed.attacks.solve import Correction, recover
-from tests.helpers.audited import NETS, Attacked, images_of, label_draws, mlp, play, small_cnn
+from pl_fed.attacks.tripwire import Reading
+from tests.helpers.audited import (
+    NETS,
+    Attacked,
+    evade,
+    images_of,
+    label_draws,
+    mlp,
+    models_for,
+    play,
+    reading_of,
+    small_cnn,
+    train_a_little,
+)
 
 Result = tuple[float, float, float]  # label accuracy, exact matches, what guessing gives
 Case = Callable[[int], Result]
@@ -130,21 +145,91 @@ def steps(correction: Correction) -> dict[str, Case]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    seeds = range(parser.parse_args().seeds)
-    torch.set_num_threads(1)
+def print_cases(seeds: range) -> None:
     print("| case | label accuracy | exact matches | guess |\n|---|---|---|---|")
     for name, case in cases().items():
         rows = []
         for seed in seeds:
             torch.manual_seed(seed)
             rows.append(case(seed))
-        print(
-            f"| {name} | {' | '.join(f'{statistics.mean(column):.3f}' for column in zip(*rows, strict=True))} |",
-            flush=True,
-        )
+        print(f"| {name} | {' | '.join(means(rows))} |", flush=True)
+
+
+def means(rows: list[Result]) -> list[str]:
+    return [f"{statistics.mean(column):.3f}" for column in zip(*rows, strict=True)]
+
+
+def print_tripwire(seeds: range) -> None:
+    """Honest models: the worst over seeds and eight batches of 32, which is the margin to a false alarm."""
+    print(
+        "| network | trained | smallest std/mean | most flagged | least variance/energy | alarms |\n" + "|---" * 6 + "|"
+    )
+    for name, make in NETS.items():
+        found: dict[int, list[Reading]] = {0: [], 200: []}
+        for seed in seeds:
+            torch.manual_seed(seed)
+            net = make()
+            target, _ = models_for(net, 1)
+            for steps, readings in found.items():
+                train_a_little(net, steps)
+                for own in label_draws([32] * 8, seed=seed):
+                    readings.append(reading_of(net, target, images_of(own, seed)))
+        for steps, readings in found.items():
+            least, flagged = min(r.smallest_spread for r in readings), max(r.flagged_share for r in readings)
+            energy, alarms = min(r.variance_share for r in readings), sum(r.fished for r in readings)
+            print(
+                f"| {name} | {steps} steps | {least:.2g} | {flagged:.3f} | {energy:.2g} | {alarms} of {len(readings)} |"
+            )
+
+
+def print_evasion(seeds: range) -> None:
+    """Crafted models whose norm weight is not quite 0."""
+    print("| network, norm weight | alarms | label accuracy | exact matches | guess |\n|---|---|---|---|---|")
+    for name in ("small_cnn", "bn2d_pool", "vit", "bert"):
+        for norm_weight in (0.0, 1e-3, 1e-2, 1e-1):
+            rows, alarms = [], []
+            for seed in seeds:
+                torch.manual_seed(seed)
+                played, rang = evade(NETS[name](), label_draws([32] * 8, seed=seed), norm_weight)
+                rows.append(attacked(played))
+                alarms.append(rang)
+            print(
+                f"| {name}, {norm_weight:g} | {statistics.mean(alarms):.2f} | {' | '.join(means(rows))} |", flush=True
+            )
+
+
+def print_defences(seeds: range) -> None:
+    """Every attack under every defence on the small CNN."""
+    found: dict[tuple[str, str], list[DefenceRow]] = {}
+    for seed in seeds:
+        torch.manual_seed(seed)
+        net, labels = small_cnn(), label_draws([32] * 8, seed=seed)
+        true = torch.stack([torch.bincount(own, minlength=10) for own in labels])
+        batches = [[(images_of(own, k), own)] for k, own in enumerate(labels)]
+        loss, noise = (lambda b, n=net: nn.functional.cross_entropy(n(b[0]), b[1])), torch.randn(4, 1, 8, 8)
+        clients = SimulatedClients(batches, loss, true, true[0].double() / 32, true.sum(1), seed)
+        for row in audit_defences(net, lambda n=net, x=noise: n(x), clients, AuditSettings()):
+            found.setdefault((row.defence, row.attack), []).append(row)
+    attacks = list(dict.fromkeys(attack for _, attack in found))
+    print(f"| defence | {' | '.join(attacks)} |\n" + "|---" * (len(attacks) + 1) + "|")
+    for defence in dict.fromkeys(defence for defence, _ in found):
+        cells = [statistics.mean(row.label_accuracy for row in found[defence, attack]) for attack in attacks]
+        print(f"| {defence} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
+    print(f"Guess: {statistics.mean(row.guess for rows in found.values() for row in rows):.3f}")
+
+
+PARTS = {"cases": print_cases, "tripwire": print_tripwire, "evasion": print_evasion, "defences": print_defences}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--part", choices=PARTS, default=None)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, part in PARTS.items():
+        if given.part in (None, name):
+            part(range(given.seeds))
 
 
 if __name__ == "__main__":

@@ -55,8 +55,10 @@ LIMITS = (
     "everybody, which leaks as cohorts change; that attack takes every participant's label mix as constant.",
     "Noise hides less the more rounds a participant takes part in: the budget (epsilon) of a whole training is what "
     "ClientDP reports.",
-    "Local normalisation layers were tried against a server that crafts these layers only; it may craft others.",
-    "The tripwire is a warning and no guarantee: a model can be crafted so that it stays silent.",
+    "Local normalisation layers were tried against a server that crafts these layers only; it may craft others, and "
+    "sums of honest updates say a little of labels too.",
+    "The tripwire is a warning and no guarantee: a server that knows of it crafts models at which it stays silent, and "
+    "reads next to as much.",
 )
 
 

@@ -18,9 +18,9 @@ class FishingTripwire(Callback):
     """Looks at the input of the final layer in each client's first training batch of a round.
 
     A fishing model (docs/label_inference.md) makes that input the same for all samples. The number of alarms of a round
-    is ``server/tripwire_alarms``. It is a warning and no guarantee: a crafted model whose norm weight is small but not
-    0 passes and still leaks; the guarantee is model binding (`SecureAggregation.binding`). Under a plain Trainer it
-    looks at the first batch of each epoch and only warns.
+    is ``server/tripwire_alarms``. It is a warning and no guarantee: a server that knows of it crafts a norm weight that
+    is small but not 0, passes, and reads next to as much; the guarantee is model binding
+    (`SecureAggregation.binding`). Under a plain Trainer it looks at the first batch of each epoch and only warns.
 
     Args:
         threshold: Standard deviation over absolute mean, within the batch, below which a feature counts as constant.

@@ -26,6 +26,7 @@ DEFENCES = (
     Defence("DP 1", "dp", 1.0),
     Defence("local norm layers", "local_norms"),
     Defence("tripwire", "tripwire"),
+    Defence("tripwire, evaded", "evaded"),
 )
 NOISE_DRAWS = 5  # a figure under noise is the mean over as many
 NOTES = {
@@ -35,7 +36,8 @@ NOTES = {
     "dp": "As clipping, and Gaussian noise of {noise:g} times the clip on each round's sum; mean of {draws} draws.",
     "local_norms": "Clients keep their norm layers, so the server does not know the embeddings; this variant only.",
     "binding": "All clients have the same model: nothing is refused.",
-    "tripwire": "Clients whose tripwire rings send nothing; a server that knows of it can stay below it.",
+    "tripwire": "Clients whose tripwire rings send nothing; the server does not know of it.",
+    "evaded": "The server knows of the tripwire and crafts a norm weight that is small but not 0.",
 }
 
 
@@ -103,8 +105,8 @@ def _row(simulation: Simulation[Batch], attack: str, defence: Defence) -> Defenc
     outcomes = [simulation.run(attack, defence, draw) for draw in range(draws)]
     scores = torch.stack([simulation.scores(outcome) for outcome in outcomes]).mean(0)
     accuracy, exact, guessed, blocked = scores.tolist()
-    sent, recovery = simulation.sent(attack), outcomes[0].recovery
-    alarms = float(sent.alarms.double().mean()) if defence.kind == "tripwire" else None
+    sent, recovery = simulation.sent(attack, defence), outcomes[0].recovery
+    alarms = float(sent.alarms.double().mean()) if defence.watches else None
     note = _note(attack, defence, sent)
     noise = defence.noise_multiplier if defence.clips else None
     figures = {"blocked": blocked, "alarms": alarms, "noise_multiplier": noise}

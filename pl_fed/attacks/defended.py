@@ -19,7 +19,7 @@ from pl_fed.privacy import FixedPoint, IdealSum, PairwiseSum, choose_ring, encod
 from pl_fed.privacy.pairwise.errors import ModelMismatchError
 from pl_fed.rounds import derive_seed
 
-Kind = Literal["none", "quantisation", "clipping", "binding", "dp", "local_norms", "tripwire"]
+Kind = Literal["none", "quantisation", "clipping", "binding", "dp", "local_norms", "tripwire", "evaded"]
 LARGEST_PROTOCOL = 16  # clients with which the protocol itself is run; every pair agrees on a key
 
 
@@ -29,7 +29,7 @@ class Defence:
 
     Args:
         name: As it is shown.
-        kind: What it is.
+        kind: What it is; ``evaded`` is a tripwire of which the server knows.
         noise_multiplier: Of client-level differential privacy: the noise's standard deviation over the clip.
     """
 
@@ -41,6 +41,11 @@ class Defence:
     def clips(self) -> bool:
         """Whether clients clip their updates, so that the server does not know their scale."""
         return self.kind in ("clipping", "dp")
+
+    @property
+    def watches(self) -> bool:
+        """Whether clients have a tripwire."""
+        return self.kind in ("tripwire", "evaded")
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,15 @@ def simulate(
     assignment: Int[Tensor, " clients"] | None,
     clients: SimulatedClients[Batch],
     settings: AuditSettings,
+    norm_weight: float = 0.0,
 ) -> Sent:
     """Train every client on the model that it is assigned; without models on the module as it is."""
     updates, alarms, contexts = [], [], []
     for k, batches in enumerate(clients.batches):
         beta = None if models is None or assignment is None else models.betas[int(assignment[k])]
         seed = clients.seed + k
-        updates.append(client_update(module, target, beta, batches, clients.loss, settings.local, seed))
-        with preserved(module) if beta is None else crafted(module, target, beta):
+        updates.append(client_update(module, target, beta, batches, clients.loss, settings.local, seed, norm_weight))
+        with preserved(module) if beta is None else crafted(module, target, beta, norm_weight):
             contexts.append(module_hash(0, module))
             alarms.append(first_reading(module, target, batches[0], clients.loss, seed).fished)
     return Sent(tuple(updates), torch.tensor(alarms), tuple(contexts))
@@ -105,7 +111,7 @@ def defended_sum(
         settings: How updates are summed.
         who: The cohort.
     """
-    if defence.kind == "tripwire":
+    if defence.watches:
         who = who & ~sent.alarms
     chosen = who.nonzero().flatten().tolist()
     least = min(2, len(sent.updates))  # no protocol sums one of several clients: the sum would be its update

@@ -21,6 +21,7 @@ from pl_fed.rounds import derive_seed
 
 FISHING, SAME, TRUE_MIX = "fishing", "same model", "true mix"
 ATTACKS = (FISHING, SAME, "LLG", "iLRG", TRUE_MIX)
+EVADING = 0.1  # a norm weight that leaves the tripwire silent and embeddings nearly as they are
 View = tuple[HeadUpdate | None, Tensor]  # the sum, if anything was sent, and who is in it
 
 
@@ -66,6 +67,11 @@ class Simulation(Generic[Batch]):
         self.one = torch.zeros(len(self.all), dtype=torch.long)
         self.fished = [simulate(module, target, self.models, models, clients, settings) for models in self.plan]
         self.same = simulate(module, target, self.common, self.one, clients, settings)
+        evading = [
+            simulate(module, target, chosen, models, clients, settings, EVADING)
+            for chosen, models in ((self.common, self.one), *((self.models, models) for models in self.plan))
+        ]
+        self.same_evading, self.fished_evading = evading[0], evading[1:]
         self.honest = simulate(module, target, None, None, clients, settings)
         self._sums: dict[tuple[str, int, str], View] = {}
         self.participation = _participation(len(self.all), clients.seed)
@@ -84,9 +90,13 @@ class Simulation(Generic[Batch]):
         exact = (exact_match(outcome.counts, true) & found).double()
         return torch.stack([x.mean() for x in (accuracy, exact, self.guess, outcome.blocked.double())])
 
-    def sent(self, attack: str, round_idx: int = 0) -> Sent:
-        """Return what clients would send in a round of an attack without a defence."""
-        return {FISHING: self.fished[round_idx % len(self.fished)], SAME: self.same}.get(attack, self.honest)
+    def sent(self, attack: str, defence: Defence, round_idx: int = 0) -> Sent:
+        """Return what clients would send in a round of an attack, if the defence let them."""
+        if attack not in (FISHING, SAME) or defence.kind == "local_norms":
+            return self.honest
+        if defence.kind == "evaded":
+            return self.fished_evading[round_idx] if attack == FISHING else self.same_evading
+        return self.fished[round_idx] if attack == FISHING else self.same
 
     def run(self, attack: str, defence: Defence, draw: int) -> Outcome:
         """Run one attack under one defence.
@@ -104,7 +114,7 @@ class Simulation(Generic[Batch]):
 
     def _sum(self, attack: str, round_idx: int, who: Bool[Tensor, " clients"], defence: Defence, draw: int) -> View:
         """Return the server's view of one round of an attack; sums without their noise are kept for other draws."""
-        sent = self.honest if defence.kind == "local_norms" else self.sent(attack, round_idx)
+        sent = self.sent(attack, defence, round_idx)
         key = (attack, round_idx, "clipped" if defence.clips else defence.kind)
         if key not in self._sums:
             self._sums[key] = defended_sum(sent, defence, self.settings, who)

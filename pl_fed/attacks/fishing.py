@@ -97,13 +97,22 @@ def plan_rounds(num_clients: int, width: int) -> list[Int[Tensor, " clients"]]:
 
 
 @contextmanager
-def crafted(module: nn.Module, target: Target, beta: Float[Tensor, " width"]) -> Iterator[None]:
-    """Make the module a fishing model for a while; see `preserved` for what comes back."""
+def crafted(
+    module: nn.Module, target: Target, beta: Float[Tensor, " width"], norm_weight: float = 0.0
+) -> Iterator[None]:
+    """Make the module a fishing model for a while; see `preserved` for what comes back.
+
+    Args:
+        module: The module.
+        target: Where it is fished.
+        beta: Bias of the cut norm.
+        norm_weight: Its weight; not quite 0 evades a tripwire, and embeddings then vary around those of 0.
+    """
     weight, bias = target.norm.weight, target.norm.bias
     assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
     with preserved(module):
         with torch.no_grad():
-            weight.zero_()
+            weight.fill_(norm_weight)
             bias.copy_(beta.reshape(bias.shape))
         yield
 

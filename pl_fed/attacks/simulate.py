@@ -25,6 +25,7 @@ def client_update(
     loss: Callable[[Batch], Tensor],
     local: LocalSteps,
     seed: int = 0,
+    norm_weight: float = 0.0,
 ) -> HeadUpdate:
     """Train a client's model, one step a batch, and return the head's update; the module comes back as it was.
 
@@ -36,10 +37,11 @@ def client_update(
         loss: The loss of one batch.
         local: The local training.
         seed: Seed of the client's dropout.
+        norm_weight: The crafted weight.
     """
     before = HeadUpdate(target.head.weight, target.head_bias)
     start = before.flat().detach().double().cpu()
-    with preserved(module) if beta is None else crafted(module, target, beta):
+    with preserved(module) if beta is None else crafted(module, target, beta, norm_weight):
         torch.manual_seed(seed)
         module.train()
         optimizer = _optimizer(module, local)

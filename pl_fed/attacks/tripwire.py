@@ -2,7 +2,8 @@
 
 A fishing model gives every sample of a batch the same embedding (see `fishing`). The client can look: it needs no other
 model to compare with and never reads a norm layer, whose weight may be 0 in an honest network too (residual branches
-that start at zero). It is a warning, no guarantee: a norm weight that is small but not 0 passes, and still leaks.
+that start at zero). It is a warning, no guarantee: a norm weight that is small but not 0 passes, and leaks next to as
+much.
 """
 
 from dataclasses import dataclass

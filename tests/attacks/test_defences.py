@@ -87,6 +87,13 @@ def test_tripwire(rows: Rows) -> None:
         assert row.label_accuracy == (row.guess if alarms else rows[attack, "quantisation"].label_accuracy)
 
 
+def test_a_tripwire_that_is_evaded(rows: Rows) -> None:
+    """Nobody raises the alarm, and next to everything is read."""
+    for attack in ("fishing", "same model"):
+        row = rows[attack, "tripwire, evaded"]
+        assert row.alarms == row.blocked == 0.0 and row.label_accuracy > 0.9 > row.guess + 0.2
+
+
 def test_the_audit_agrees(rows: Rows) -> None:
     """With the default sum: the same figures as the plain audit of the same clients."""
     torch.manual_seed(0)

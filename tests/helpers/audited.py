@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from pl_fed.attacks.cut_norm import Target, find_target
-from pl_fed.attacks.fishing import FishingModels, choose_betas, make_models
+from pl_fed.attacks.fishing import FishingModels, choose_betas, crafted, make_models
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import HeadUpdate, LocalSteps, Observation, PublicRound
+from pl_fed.attacks.preserve import capture_input
 from pl_fed.attacks.quantise import FixedPointSum, SecureSum
 from pl_fed.attacks.simulate import aggregate, client_update
+from pl_fed.attacks.tripwire import Reading, read_tripwire
 
 CLASSES, VOCAB, LENGTH = 10, 40, 6
 IDEAL = FixedPointSum()
@@ -234,3 +236,42 @@ def _torch_loss(spec: LossSpec) -> Callable[[Tensor, Tensor], Tensor]:
         return F.cross_entropy(logits, labels, weights, label_smoothing=spec.label_smoothing)
 
     return loss
+
+
+def reading_of(net: nn.Module, target: Target, images: Tensor) -> Reading:
+    """Return what a client's tripwire reads in its first training batch."""
+    net.train()
+    with torch.no_grad(), capture_input(target.head) as inputs:
+        net(images)
+    return read_tripwire(inputs[-1].flatten(0, -2))
+
+
+def train_a_little(net: nn.Module, steps: int = 30) -> None:
+    """Train on digits with Adam."""
+    images, labels = digits()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    for _ in range(steps):
+        batch = torch.randint(0, len(labels), (32,))
+        optimizer.zero_grad()
+        F.cross_entropy(net(images[batch]), labels[batch]).backward()
+        optimizer.step()
+
+
+def evade(net: nn.Module, labels: Sequence[Tensor], norm_weight: float) -> tuple[Attacked, float]:
+    """Play a round of one step in which the norm weight is small and not 0; return it and the share of alarms.
+
+    The embeddings then vary around those that the server computes.
+    """
+    target, models = models_for(net, len(labels))
+    updates, alarms = [], 0
+    for k, own in enumerate(labels):
+        batch, beta = (images_of(own, k), own), models.betas[k]
+        with crafted(net, target, beta, norm_weight):
+            alarms += reading_of(net, target, batch[0]).fished
+        loss, local = (lambda b: F.cross_entropy(net(b[0]), b[1])), LocalSteps()
+        updates.append(client_update(net, target, beta, [batch], loss, local, norm_weight=norm_weight))
+    true = torch.stack([torch.bincount(own, minlength=CLASSES) for own in labels])
+    weights = torch.ones(len(labels), dtype=torch.float64)
+    public = PublicRound(torch.arange(len(labels)), weights, true.sum(1))
+    seen = Observation(aggregate(updates, weights, IDEAL), models, public)
+    return Attacked(seen, true, updates, target), alarms / len(labels)
