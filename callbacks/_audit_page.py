@@ -55,8 +55,9 @@ LIMITS = (
     "everybody, which leaks as cohorts change; that attack takes every participant's label mix as constant.",
     "Noise hides less the more rounds a participant takes part in: the budget (epsilon) of a whole training is what "
     "ClientDP reports.",
-    "Local normalisation layers were tried against a server that crafts these layers only; it may craft others, and "
-    "sums of honest updates say a little of labels too.",
+    "Local normalisation layers were tried against a server that crafts these layers only; it may craft others.",
+    "Sums of honest updates say much of a cohort's labels too, and of single participants' as cohorts change: see the "
+    "row of local normalisation layers under one model for all. Of these defences only noise helps against that.",
     "The tripwire is a warning and no guarantee: a server that knows of it crafts models at which it stays silent, and "
     "reads next to as much.",
 )

@@ -50,15 +50,21 @@ class Simulation(Generic[Batch]):
         forward: Runs it on a batch of noise.
         clients: The clients with their data.
         settings: How they train and what sums their updates.
+        scale: Size of the embeddings: noise hides less, or more, at another one.
     """
 
     def __init__(
-        self, module: nn.Module, forward: Forward, clients: SimulatedClients[Batch], settings: AuditSettings
+        self,
+        module: nn.Module,
+        forward: Forward,
+        clients: SimulatedClients[Batch],
+        settings: AuditSettings,
+        scale: float,
     ) -> None:
         self.clients, self.settings = clients, settings
         target = find_target(module, forward)
         self.plan = plan_rounds(len(clients.batches), target.width)
-        betas = choose_betas(int(self.plan[0].max()) + 1, target.width, settings.scale)
+        betas = choose_betas(int(self.plan[0].max()) + 1, target.width, scale)
         check_loss(module, target, betas, clients, settings.loss)
         moving = settings.local.steps > 1
         self.models = make_models(module, target, betas, forward, moving)

@@ -161,24 +161,34 @@ def test_figures() -> None:
 # The callback.
 
 
+class Tables(CSVLogger):
+    """A logger that has tables, as W&B's."""
+
+    def log_table(self, key: str, columns: list[str], data: list[list[str]]) -> None:
+        self.table = (key, columns, data)
+
+
 def test_a_plain_trainer(tmp_path: Path) -> None:
     """Everything of the run's own audit is on the page, in the files and with the logger."""
-    audit = AuditPage(num_clients=4, accuracy={"none": (0.9, 0.01, 3)})
-    fit(Net(), loader(), tmp_path, audit, logger=CSVLogger(tmp_path, None, "run"), max_epochs=1)
+    audit, logger = AuditPage(num_clients=2, accuracy={"none": (0.9, 0.01, 3)}), Tables(tmp_path, None, "run")
+    fit(Net(), loader(), tmp_path, audit, logger=logger, max_epochs=1)
     result = AuditResult.from_json((tmp_path / "run" / "audit.json").read_text(), tmp_path)
-    assert result == audit.result and result.report.exact_match == 1.0 and len(result.report.rows) == 4
-    assert result.setting == ("Net, 4 simulated clients with 32 labels each in 10 classes, 1 step(s) of sgd at lr 1.")
+    assert result == audit.result and result.report.exact_match == 1.0 and len(result.report.rows) == 2
+    assert result.setting == ("Net, 2 simulated clients with 32 labels each in 10 classes, 1 step(s) of sgd at lr 1.")
     assert Parsed((tmp_path / "run" / "audit.html").read_text()).tables[0][1][0] == "none"
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     (logged,) = [row for row in rows if row.get("audit/fishing/none/label_accuracy")]
     assert logged["audit/fishing/none/label_accuracy"] == "1.0"
     assert float(logged["audit/fishing/model_binding/label_accuracy"]) == result.rows[0].guess
     assert {f"audit/{a}/dp_0.3/label_accuracy" for a in ("fishing", "same_model", "llg", "ilrg")} <= set(logged)
+    key, columns, data = logger.table
+    assert key == "audit" and columns[:2] == ["defence", "fishing"] and len(columns) == len(data[0]) == 8
+    assert data[0][:2] == ["none", "1.000 (1.00)"] and data[0][-1] == "0.900 ± 0.010 (3 seeds)"
 
 
 def test_the_run_stays_the_same(tmp_path: Path) -> None:
     modules = []
-    for callbacks in ([], [AuditPage(num_clients=3, when="fit_start")]):
+    for callbacks in ([], [AuditPage(num_clients=2, batch_size=8, when="fit_start")]):
         module = Net()
         fit(module, loader(), tmp_path, *callbacks, max_epochs=1)
         modules.append(module.state_dict())
@@ -187,7 +197,7 @@ def test_the_run_stays_the_same(tmp_path: Path) -> None:
 
 
 def test_another_callbacks_report_is_shown(tmp_path: Path) -> None:
-    attack, page_ = LabelInferenceAttack(num_clients=3, when="fit_end"), AuditPage(num_clients=2)
+    attack, page_ = LabelInferenceAttack(num_clients=3, when="fit_end"), AuditPage(num_clients=2, batch_size=8)
     fit(Net(), loader(), tmp_path, attack, page_, max_epochs=1)
     assert page_.result is not None and page_.result.report is attack.reports[-1]
 
@@ -199,21 +209,6 @@ def test_rounds(tmp_path: Path) -> None:
     trainer.fit(make("small_cnn"), rounds(), rounds())
     assert audit.result is not None and "3 simulated clients with 4 labels each in 3 classes" in audit.result.setting
     assert audit.result.rows[0].exact_match == 1.0 and (tmp_path / "audit.html").is_file()
-
-
-class Tables(CSVLogger):
-    """A logger that has tables, as W&B's."""
-
-    def log_table(self, key: str, columns: list[str], data: list[list[str]]) -> None:
-        self.table = (key, columns, data)
-
-
-def test_a_logger_with_tables(tmp_path: Path) -> None:
-    logger, audit = Tables(tmp_path), AuditPage(num_clients=2, accuracy={"none": (0.9, 0.01, 3)})
-    fit(Net(), loader(), tmp_path, audit, logger=logger, max_epochs=1)
-    key, columns, data = logger.table
-    assert key == "audit" and columns[:2] == ["defence", "fishing"] and len(columns) == len(data[0]) == 8
-    assert data[0][:2] == ["none", "1.000 (1.00)"] and data[0][-1] == "0.900 ± 0.010 (3 seeds)"
 
 
 def test_where_it_does_not_apply(tmp_path: Path) -> None:
