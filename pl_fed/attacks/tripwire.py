@@ -54,6 +54,7 @@ def read_tripwire(rows: Float[Tensor, "rows features"], threshold: float = THRES
         threshold: Spread below which a feature is flagged; its square is that of `variance_share`.
 
     Example:
+        >>> import torch
         >>> reading = read_tripwire(torch.tensor([[2.0, 0.0, 1.0], [2.0, 0.0, 1.0]]))
         >>> reading.num_judged, reading.flagged_share, reading.fished
         (2, 1.0, True)
