@@ -25,7 +25,7 @@ def counts_figure(rows: Sequence[ClientRow]) -> Figure:
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(2.4 * columns + 0.4, 1.8 * lines + 0.5), dpi=130, layout="constrained")
-    plots = figure.subplots(lines, columns, squeeze=False, sharex=True).flat
+    plots = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
     for plot, row in zip(plots, shown, strict=False):
         classes = range(len(row.true))
         plot.bar(classes, row.true, color=QUIET, alpha=0.45, width=0.8, label="true")
@@ -37,7 +37,7 @@ def counts_figure(rows: Sequence[ClientRow]) -> Figure:
         plot.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         plot.tick_params(labelsize=7)
         _quiet(plot)
-    for plot in list(plots)[len(shown) :]:
+    for plot in plots[len(shown) :]:
         plot.set_visible(False)
     figure.supxlabel("Class (bars: true counts, dots: recovered)", fontsize=8, color=INK)
     return figure

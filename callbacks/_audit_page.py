@@ -79,7 +79,7 @@ def page(result: AuditResult) -> str:
         f"<h2>Threat model</h2>{_list(map(escape, THREATS))}",
         f"<h2>Setting</h2>{_paragraph(escape(result.setting))}",
         f"<h2>Attacks and defences</h2>{_matrix(result)}",
-        f"<h2>What the server recovered without a defence</h2>{_clients(result)}",
+        f"<h2>What the server recovered of each participant</h2>{_clients(result)}",
         _noise(result),
         f"<h2>What each defence costs</h2>{_costs(result)}",
         f"<h2>Limits</h2>{_list(map(escape, LIMITS))}",
@@ -91,7 +91,7 @@ def _verdict(result: AuditResult) -> str:
     report = result.report
     exact = sum(row.exact for row in report.rows)
     return (
-        f"<strong>Of {len(report.rows)} simulated participants, the server read all label counts of {exact} exactly "
+        f"<strong>Of {len(report.rows)} attacked participants, the server read all label counts of {exact} exactly "
         f"and named {report.label_accuracy:.0%} of the labels; guessing names {report.guess:.0%}.</strong>"
     )
 
@@ -122,9 +122,7 @@ def _details(result: AuditResult) -> str:
         shown = [ABSENT if number is None else f"{number:.3g}" for number in numbers]
         lines.append(_row([row.attack, row.defence, *shown, f"{row.blocked:.0%}"], ["text", "text", "", "", "", ""]))
     head = ["Attack", "Defence", "Rank", "Condition", "Rounding margin", "Blocked"]
-    return (
-        f"<details><summary>Rank, condition and rounding margin of every cell</summary>{_table(head, lines)}</details>"
-    )
+    return _folded("Rank, condition and rounding margin of every cell", _table(head, lines))
 
 
 def _clients(result: AuditResult) -> str:

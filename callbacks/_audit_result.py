@@ -112,9 +112,8 @@ class AuditResult:
 
     def markdown(self) -> str:
         """Return the table and the notes."""
-        lines = ["# Label inference under defences", "", self.setting, ""]
-        lines += ["Label accuracy, in brackets the share of clients whose counts are all right. "]
-        lines[-1] += f"Guessing gives {self.rows[0].guess:.3f}."
+        legend = "Label accuracy, in brackets the share of clients whose counts are all right. Guessing gives"
+        lines = ["# Label inference under defences", "", self.setting, "", f"{legend} {self.rows[0].guess:.3f}."]
         head = ["defence", *self.attacks, "tripwire alarms", self.figure]
         lines += ["", _line(head), _line(["---"] * len(head)), *(_line(row) for row in self.table()), ""]
         lines += [f"- {defence}: {note}" for defence, note in self.notes()]

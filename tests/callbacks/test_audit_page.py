@@ -115,7 +115,7 @@ def test_the_page() -> None:
     assert "python cli.py audit --config configs/audit_defences.yaml" in found.text
     assert "script" not in found.tags and "link" not in found.tags and len(THREATS) == 4
     assert all(text in found.text for text in (*THREATS, *LIMITS, "A <note> & more.", "A tiny <setting>."))
-    assert "Of 2 simulated participants, the server read all label counts of 1 exactly and named 75%" in found.text
+    assert "Of 2 attacked participants, the server read all label counts of 1 exactly and named 75%" in found.text
     for picture in found.images:
         assert Image.open(io.BytesIO(picture)).width > 200
     assert len(found.images) == 2
@@ -155,6 +155,7 @@ def test_figures() -> None:
     plots = counts_figure([CLIENTS[0]] * 12).axes
     assert len(plots) == 8 and [bar.get_height() for bar in plots[0].patches] == [3, 1]
     assert list(plots[0].get_lines()[0].get_ydata()) == [3, 1]
+    assert [plot.get_visible() for plot in counts_figure([CLIENTS[0]] * 5).axes] == [True] * 5 + [False] * 3
     assert not counts_figure(CLIENTS).axes[1].get_lines(), "nothing was recovered"
 
 
