@@ -34,8 +34,8 @@ class FishingTripwire(Callback):
     def __init__(self, threshold: float = THRESHOLD, action: Action = "warn", head: str | None = None) -> None:
         if not 0 < threshold < 1:
             raise FederatedConfigError(
-                f"Expected `threshold` of FishingTripwire in (0, 1) but got {threshold}: honest networks stay above "
-                ".01, so choose less."
+                f"Expected `threshold` of FishingTripwire in (0, 1) but got {threshold}: what honest "
+                "features vary by is .01 and more, so choose less."
             )
         if action not in get_args(Action):
             raise FederatedConfigError(f"Expected `action` out of {get_args(Action)} but got `{action}`.")

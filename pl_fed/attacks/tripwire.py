@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-THRESHOLD = 1e-3  # honest networks stay far above; see docs/label_inference.md
+THRESHOLD = 1e-3  # nearly all features of honest networks stay above; see docs/label_inference.md
 LEAST_SHARE = 0.25  # of the rows in which a feature must not be 0 for its spread to mean something
 
 
