@@ -62,6 +62,8 @@ class PackagedAsset:
         licence: Licence of the content, not of the package around it.
         note: How this copy differs from what a reader would expect.
         build: Turns the folder with the checked files into the folder that is cached.
+        optional: Whether callers can do without it. A registry that does not answer within seconds is then not waited
+            for.
     """
 
     name: str
@@ -71,6 +73,7 @@ class PackagedAsset:
     licence: str
     note: str
     build: Callable[["PackagedAsset", Path, Path], None]
+    optional: bool = False
 
     @property
     def cache_name(self) -> str:

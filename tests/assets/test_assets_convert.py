@@ -6,10 +6,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pl_fed.assets.catalogue import PackagedAsset, PackagedFile, PackageSource
-from pl_fed.assets.convert import convert_smollm2, copy_model
+from pl_fed.assets.convert import convert_smollm2, convert_weights, copy_model
 from pl_fed.assets.errors import AssetFetchError
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -161,3 +162,14 @@ def test_copy(tmp_path: Path) -> None:
     copy_model(asset(copy_model, "config.json", "1_Pooling/config.json"), source, target)
     assert (target / "1_Pooling" / "config.json").read_text() == "1_Pooling/config.json"
     assert sorted(p.name for p in target.iterdir()) == ["1_Pooling", "README.md", "config.json"]
+
+
+def test_pickled_weights_become_safetensors(tmp_path: Path) -> None:
+    """Values and types stay, also of a tensor that is a view of another."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    tensors = {"a.weight": torch.randn(2, 3).T, "a.seen": torch.tensor(4)}
+    torch.save(tensors, source / "w.pth")
+    convert_weights(asset(convert_weights, "w.pth"), source, target)
+    torch.testing.assert_close(load_file(target / "model.safetensors"), tensors)

