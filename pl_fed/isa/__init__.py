@@ -1,1 +1,1 @@
-"""The scorer of image semantics: data, agreement, extraction and synthetic scenes."""
+"""Image Semantic Assessment: how many entities an image has and how much of a story it tells, as two scores."""
