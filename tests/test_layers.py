@@ -40,7 +40,7 @@ CALLBACKS_MAY_IMPORT = {
     "callbacks",
 }
 MAY_IMPORT_CALLBACKS = {"callbacks", "cli", "cli_trainer", "compare"}
-MAY_IMPORT_ASSETS = {"assets", "modules", "datamodules", "cli"}
+MAY_IMPORT_ASSETS = {"assets", "isa", "modules", "datamodules", "cli"}
 ADVICE = "add it to the tables in tests/test_layers.py and CONTRIBUTING.md"
 
 Edge = tuple[str, str]  # (importer, imported), both without the leading "pl_fed."

@@ -1,0 +1,166 @@
+"""Posts JSON with retries, a rate limit and a time limit, to servers that fail, stall, cut off or talk nonsense."""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from pl_fed.errors import FederatedConfigError
+from pl_fed.isa.extractor import ExtractionError, TransientExtractionError
+
+_LATER = frozenset({408, 409, 425, 429})  # besides everything from 500 on
+_OURS = frozenset({401, 403, 404})  # no image will ever get through
+_MAX_BYTES = 16 * 2**20
+_MAX_DETAIL = 200  # characters of a server's error
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often, how long and how fast a server is asked.
+
+    Args:
+        attempts: Tries for one answer.
+        timeout_seconds: Longest time for one try, from its first byte to its last.
+        first_wait_seconds: Mean time before the second try; it doubles with each further one.
+        longest_wait_seconds: Longest time before a try. A server that asks for more is not waited for.
+        requests_per_minute: Fastest rate; None is as fast as the answers come.
+    """
+
+    attempts: int = 5
+    timeout_seconds: float = 120.0
+    first_wait_seconds: float = 1.0
+    longest_wait_seconds: float = 60.0
+    requests_per_minute: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not value > 0:
+                raise FederatedConfigError(f"Expected `patience.{field.name}` above 0 but got {value}: raise it.")
+
+
+class JsonPoster:
+    """Posts to one address.
+
+    Args:
+        url: The address.
+        key: Secret for the ``Authorization`` header; None for none. It never stands in an error.
+        patience: How often, how long and how fast.
+    """
+
+    def __init__(self, url: str, key: str | None, patience: Patience) -> None:
+        self._url, self._key, self._patience = url, key, patience
+        self._random = random.Random()  # clients that failed together should not come back together
+        self._next_start = -math.inf
+
+    def __call__(self, body: Mapping[str, Any], check: Callable[[Mapping[str, Any]], object]) -> dict[str, Any]:
+        """Return the server's answer.
+
+        Args:
+            body: What is sent.
+            check: Fails with a LookupError or TypeError for an answer that is none; it then counts as a failed try.
+
+        Raises:
+            FederatedConfigError: If the server refuses us, or knows no such model.
+            ExtractionError: If it refuses this body.
+            TransientExtractionError: If no try brought an answer.
+        """
+        content = json.dumps(body).encode()
+        headers = {
+            "Content-Type": "application/json",
+            **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+        }
+        problem = ""
+        for attempt in range(self._patience.attempts):
+            self._keep_rate()
+            asked = None
+            try:
+                status, retry_after, answer = self._try(content, headers)
+                if status == 200:
+                    found = json.loads(answer)
+                    check(found)
+                    return dict(found)
+            except (
+                httpx.HTTPError,
+                httpx.InvalidURL,
+                TimeoutError,
+                ValueError,
+                LookupError,
+                TypeError,
+                RecursionError,
+            ) as error:
+                problem = self._hide(f"{type(error).__name__}: {error}")
+            else:
+                problem, asked = self._refused(status, answer), _seconds(retry_after)
+            if asked is not None and asked > self._patience.longest_wait_seconds:
+                raise TransientExtractionError(f"{problem}; the server asks to wait {asked:.0f} seconds")
+            if attempt + 1 < self._patience.attempts:
+                time.sleep(self._wait(attempt) if asked is None else asked)
+        raise TransientExtractionError(f"no answer in {self._patience.attempts} tries, the last one: {problem}")
+
+    def _try(self, content: bytes, headers: Mapping[str, str]) -> tuple[int, str | None, bytes]:
+        """Return status, ``Retry-After`` and body; a body that trickles in is given up in time."""
+        deadline = time.monotonic() + self._patience.timeout_seconds
+        answer = bytearray()
+        options: dict[str, Any] = {"timeout": self._patience.timeout_seconds, "headers": headers}
+        with httpx.stream("POST", self._url, content=content, **options) as response:
+            for chunk in response.iter_bytes():  # as they come: to fill larger ones could take for ever
+                answer += chunk
+                if len(answer) > _MAX_BYTES:
+                    raise ValueError(f"an answer of more than {_MAX_BYTES} bytes")
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no whole answer in {self._patience.timeout_seconds:g} seconds")
+        return response.status_code, response.headers.get("retry-after"), bytes(answer)
+
+    def _refused(self, status: int, answer: bytes) -> str:
+        """Return what went wrong if it is worth another try.
+
+        Raises:
+            FederatedConfigError: If it is us.
+            ExtractionError: If it is the body.
+        """
+        detail = self._hide(" ".join(answer.decode("utf-8", "replace").split()))[:_MAX_DETAIL]
+        problem = f"status {status}{': ' + detail if detail else ''}"
+        if status in _LATER or status >= 500:
+            return problem
+        if status in _OURS:
+            raise FederatedConfigError(
+                f"Expected the endpoint '{self._url}' to accept the request but got {problem}: check `base_url`, "
+                "`model` and the key in the variable that `api_key_variable` names."
+            )
+        raise ExtractionError(f"the endpoint refused the request, {problem}")
+
+    def _hide(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    def _wait(self, attempt: int) -> float:
+        """Return a time around the doubling one, half to one and a half of it."""
+        wait = self._patience.first_wait_seconds * 2.0**attempt * self._random.uniform(0.5, 1.5)
+        return min(wait, self._patience.longest_wait_seconds)
+
+    def _keep_rate(self) -> None:
+        if self._patience.requests_per_minute is not None:
+            time.sleep(max(0.0, self._next_start - time.monotonic()))
+            self._next_start = time.monotonic() + 60 / self._patience.requests_per_minute
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Return the seconds of a ``Retry-After`` header, which has a number or a date; None if it says nothing usable."""
+    if not retry_after:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(retry_after)
+        except ValueError:
+            return None
+        seconds = (date - datetime.now(date.tzinfo and UTC)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else None
