@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from pl_fed import strategy as strategy  # registers the name `federated`
 from pl_fed.assets import AssetFetchError, AssetNotFoundError
 from pl_fed.checkpoint_io import AtomicCheckpointIO
-from pl_fed.cli_parser import FederatedArgumentParser, own_sentence
+from pl_fed.cli_parser import CommandParser, FederatedArgumentParser, own_sentence
 from pl_fed.cli_trainer import FederatedTrainer
 from pl_fed.errors import CheckpointError, FederatedConfigError, FishedModelError, TooFewClientsError
 from pl_fed.modules.base import LoraModule
@@ -41,6 +41,10 @@ COMMANDS = {  # beside Lightning's; imported when called
     "rules": ("pl_fed.cli:print_rules", "prints the properties of every rule"),
     "agreement": ("pl_fed.cli_ratings:run_agreement", "says how far raters of images agree"),
     "scenes": ("pl_fed.cli_ratings:run_scenes", "draws synthetic pictures with known scores"),
+    "score": ("pl_fed.isa.commands.score:main", "tells how many entities and how much of a story images have"),
+    "select": ("pl_fed.isa.commands.select:main", "makes a sheet of the best images"),
+    "extract": ("pl_fed.isa.commands.extract:main", "writes texts about images"),
+    "rate": ("pl_fed.isa.commands.rate:main", "makes a page to rate images"),
 }
 HELP = {
     "description": "Federated fine-tuning of LoRA adapters in a Lightning Trainer, from YAML.",
@@ -223,7 +227,8 @@ def main(args: ArgsType = None) -> None:
     try:
         if isinstance(given, list) and given and given[0] in COMMANDS:
             place, _, function = COMMANDS[given[0]][0].partition(":")
-            getattr(import_module(place), function)(given[1:])
+            parser = [CommandParser] if place.startswith("pl_fed.isa.") else []  # these lie below the command line
+            getattr(import_module(place), function)(given[1:], *parser)
         else:
             FederatedCLI(args)
     except USER_ERRORS as error:

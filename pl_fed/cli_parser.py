@@ -48,11 +48,11 @@ class FederatedArgumentParser(LightningArgumentParser):
 
 
 class CommandParser(ArgumentParser):
-    """The parser of a command beside Lightning's, with errors of one sentence."""
+    """The parser of a command beside Lightning's, with the same errors of one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one sentence and exit with code 2; with ``PL_FED_TRACEBACK=1`` all that jsonargparse says."""
-        if os.environ.get("PL_FED_TRACEBACK"):
+        if not self.exit_on_error or os.environ.get("PL_FED_TRACEBACK"):
             super().error(message, ex)
         self.exit(2, f"pl_fed: {usage_sentence(message, _options(self))}\n")
 

@@ -1,0 +1,1 @@
+"""The commands for images, one a file: ``extract``, ``score``, ``select`` and ``rate``."""
