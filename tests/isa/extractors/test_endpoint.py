@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,72 +18,10 @@ from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.extractor import ExtractionError, TransientExtractionError
 from pl_fed.isa.extractors import EndpointExtractor, Patience, Price, http
 from pl_fed.isa.prompts import DESCRIBE, QUESTIONS
+from tests.helpers.endpoint import Reply, Server, answer, cut_off, says
 from tests.helpers.isa import loaded, picture
 
 KEY = "secret-key-1234"
-Reply = Callable[[BaseHTTPRequestHandler], None]
-
-
-def answer(status: int, body: bytes, **headers: str) -> Reply:
-    def reply(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return reply
-
-
-def says(text: Any, **more: Any) -> Reply:
-    return answer(200, json.dumps({"choices": [{"message": {"content": text}}], **more}).encode())
-
-
-def cut_off(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [')
-
-
-class Server(ThreadingHTTPServer):
-    """Gives the replies in their order, the last one again and again, and keeps what it was sent."""
-
-    daemon_threads = True
-
-    def __init__(self, *replies: Reply) -> None:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                server.received.append((self.path, dict(self.headers), json.loads(body)))
-                reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
-                reply(self)
-
-            def log_message(self, *arguments: Any) -> None:
-                """Keep quiet."""
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.replies, self.received = list(replies), list[tuple[str, dict[str, str], dict[str, Any]]]()
-        self.over = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no news."""
-
-    def stall(self, handler: BaseHTTPRequestHandler) -> None:
-        self.over.wait(20)
-
-    def trickle(self, handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.end_headers()
-        while not self.over.wait(0.02):
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
 
 
 @pytest.fixture
