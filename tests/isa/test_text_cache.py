@@ -11,6 +11,7 @@ import pytest
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.text_cache import CachedText, TextCache, cache_key
+from tests.helpers.isa import saved
 
 ROOT = Path(__file__).parents[2]
 # Extracts all images of a folder, slowly, and writes each name into a log when its text is there.
@@ -24,7 +25,7 @@ from tests.helpers.isa import Recorder
 
 class Slow(Recorder):
     def extract(self, image, mode):
-        time.sleep(float(sys.argv[4]))
+        time.sleep(float(sys.argv[4 if image.file.name < '3' else 5]))
         return super().extract(image, mode)
 
 with TextCache(sys.argv[2]) as cache:
@@ -33,8 +34,9 @@ with TextCache(sys.argv[2]) as cache:
 """
 
 
-def start(folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
-    arguments = [str(folder / "images"), str(folder / "texts.sqlite"), str(log), str(seconds)]
+def start(folder: Path, log: Path, seconds: float, later: float) -> subprocess.Popen[str]:
+    """Start a process that takes `seconds` for each of the first three images, and `later` for the others."""
+    arguments = [str(folder / "images"), str(folder / "texts.sqlite"), str(log), str(seconds), str(later)]
     command = [sys.executable, "-c", WORKER, *arguments]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
                             stdout=subprocess.PIPE, text=True)  # fmt: skip
@@ -42,8 +44,6 @@ def start(folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    from tests.helpers.isa import saved
-
     for i in range(8):
         saved(tmp_path / "images", f"{i}.png", seed=i)
     return tmp_path
@@ -51,14 +51,14 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_killed_run_loses_nothing_and_repeats_nothing(folder: Path) -> None:
     """Names that the first process reported are in the cache; the second one extracts exactly the others."""
-    first = start(folder, folder / "first.log", 0.2)
+    first = start(folder, folder / "first.log", 0.0, 60.0)
     assert first.stdout is not None
     reported = [first.stdout.readline().strip() for _ in range(3)]
     os.kill(first.pid, signal.SIGKILL)
     reported += first.stdout.read().split()
     first.stdout.close()
     assert first.wait() == -signal.SIGKILL and len(reported) < 8
-    second = start(folder, folder / "second.log", 0.0)
+    second = start(folder, folder / "second.log", 0.0, 0.0)
     out, _ = second.communicate(timeout=60)
     assert second.returncode == 0 and sorted(out.split()) == [f"{i}.png" for i in range(8)]
     done = (folder / "second.log").read_text().split()
@@ -70,7 +70,7 @@ def test_a_killed_run_loses_nothing_and_repeats_nothing(folder: Path) -> None:
 def test_two_processes_share_the_work(folder: Path) -> None:
     """Each image is extracted once by one of them, and both get all texts."""
     log = folder / "both.log"
-    workers = [start(folder, log, 0.1) for _ in range(2)]
+    workers = [start(folder, log, 0.1, 0.1) for _ in range(2)]
     outs = [worker.communicate(timeout=60)[0].split() for worker in workers]
     assert [sorted(out) for out in outs] == [[f"{i}.png" for i in range(8)]] * 2
     assert sorted(log.read_text().split()) == [f"{i}.png" for i in range(8)]
