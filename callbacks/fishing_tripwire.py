@@ -159,7 +159,9 @@ class FishingTripwire(Callback):
             self.alarms.append(self._client[1])
             if self.action == "stop":
                 raise FishedModelError(f"{text} Nothing was sent; ask who runs the server.")
-        warnings.warn(text, stacklevel=2)
+            text += " More of this round are only counted (`server/tripwire_alarms`)."
+        if len(self.alarms) <= 1:
+            warnings.warn(text, stacklevel=2)
 
     # ------------------------------------------------------------------ checkpoint
 
