@@ -90,16 +90,22 @@ def test_stop(tmp_path: Path) -> None:
 
 def test_a_live_attack_is_seen(tmp_path: Path) -> None:
     """The attack of our own audit: every client of the attacked round rings, none of the next; and labels leak."""
-    attack, tripwire = LabelInferenceAttack(when="live"), FishingTripwire()
-    with pytest.warns(UserWarning, match="Round 0: the model of client [012] looks crafted") as caught:
+    attack, tripwire, counted = LabelInferenceAttack(when="live"), FishingTripwire(), []
+
+    class Count(pl.Callback):
+        def on_round_end(self, trainer: Any, pl_module: Any, context: Any) -> None:
+            counted.append(context.metrics["server/tripwire_alarms"])
+
+    with pytest.warns(UserWarning, match="Round 0: the model of client [012] looks crafted .* only counted") as caught:
         trainer = make_trainer(
             federation(local=LocalTraining(steps=1)),
             max_epochs=2,
-            callbacks=[attack, tripwire],
+            callbacks=[attack, tripwire, Count()],
             default_root_dir=tmp_path,
         )
         trainer.fit(make("small_cnn", optimizer=lambda p: torch.optim.SGD(p, lr=0.5)), rounds(batch_size=32))
-    assert sum("looks crafted" in str(w.message) for w in caught) == 3 and tripwire.alarms == []
+    assert sum("looks crafted" in str(w.message) for w in caught) == 1 and tripwire.alarms == []
+    assert counted == [3.0, 0.0]
     assert attack.reports[0].exact_match == 1.0
 
 
