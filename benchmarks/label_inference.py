@@ -1,16 +1,19 @@
 """What the label inference audit recovers, case by case: the tables of docs/label_inference.md.
 
-Eight clients of 32 of scikit-learn's digits (without it, of noise), label mixes from Dirichlet(0.5), means over seeds.
+Eight clients of 32 of scikit-learn's digits (without it, of noise) or of Fashion-MNIST's test images, averaged to
+8 x 8; label mixes from Dirichlet(0.5); means over seeds.
 
-    python benchmarks/label_inference.py [--seeds 3] [--part cases|tripwire|evasion|defences]
+    python benchmarks/label_inference.py [--seeds 3] [--part cases|tripwire|evasion|defences] [--images fashion-mnist]
 """
 
 import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +29,8 @@ from pl_fed.attacks.report import mix_of
 from pl_fed.attacks.simulate import aggregate, client_update
 from pl_fed.attacks.solve import Correction, recover
 from pl_fed.attacks.tripwire import Reading
+from pl_fed.datamodules.image_sources import load_image_splits
+from tests.helpers import audited
 from tests.helpers.audited import (
     NETS,
     Attacked,
@@ -57,13 +62,17 @@ def attacked(played: Attacked, correction: Correction = "auto") -> Result:
     return compared(recover(played.observation, correction).counts, played.true)
 
 
-def noised(noise_multiplier: float) -> Case:
-    """Client-level differential privacy: updates of the head clipped to their median norm, noise on the sum."""
+def noised(noise_multiplier: float, alpha: float = 0.5, clips: bool = True) -> Case:
+    """Client-level differential privacy: updates of the head clipped to their median norm, noise on the sum.
+
+    Without `clips` the bound is the largest norm, so that the server knows the scale.
+    """
 
     def case(seed: int) -> Result:
-        played = play(mlp(), label_draws([32] * 8, seed=seed), scale=0.3, scale_known=False)
+        labels = label_draws([32] * 8, alpha=alpha, seed=seed)
+        played = play(mlp() if clips else small_cnn(), labels, scale=0.3, scale_known=not clips)
         norms = torch.stack([update.flat().norm() for update in played.updates])
-        clip = float(norms.median())
+        clip = float(norms.median() if clips else norms.max())
         clipped = [u.unflatten(u.flat() * min(1.0, clip / float(u.flat().norm()))) for u in played.updates]
         summed = aggregate(clipped, torch.ones(8, dtype=torch.float64))
         flat = summed.flat()
@@ -126,7 +135,9 @@ def cases() -> dict[str, Case]:
                 play(mlp(w, dropout=0.5), label_draws([32] * 8, seed=s), scale=scale)
             )
     found |= {name: baseline(name) for name in ("LLG", "iLRG", "true aggregate mix")}
-    return found | {f"client-level DP, noise multiplier {nm:g}": noised(nm) for nm in (0.1, 0.3, 1.0)}
+    found |= {f"client-level DP, noise multiplier {nm:g}": noised(nm) for nm in (0.1, 0.3, 1.0)}
+    name = "the same, small CNN, Dirichlet(1), nothing clipped, noise multiplier"
+    return found | {f"{name} {nm:g}": noised(nm, 1.0, clips=False) for nm in (0.1, 0.3, 1.0)}
 
 
 def steps(correction: Correction) -> dict[str, Case]:
@@ -218,6 +229,15 @@ def print_defences(seeds: range) -> None:
     print(f"Guess: {statistics.mean(row.guess for rows in found.values() for row in rows):.3f}")
 
 
+@lru_cache(maxsize=1)
+def fashion_mnist() -> tuple[Tensor, Tensor]:
+    """Return test images of Fashion-MNIST, averaged to the size that the small networks take, and their labels."""
+    rows = load_image_splits("fashion-mnist")["test"].select(range(5000))
+    images = torch.stack([torch.tensor(np.asarray(image), dtype=torch.float32) for image in rows["image"]])[:, None]
+    images = nn.functional.adaptive_avg_pool2d(images, 8)
+    return (images - images.mean()) / images.std(), torch.tensor(rows["label"])
+
+
 PARTS = {"cases": print_cases, "tripwire": print_tripwire, "evasion": print_evasion, "defences": print_defences}
 
 
@@ -225,7 +245,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--part", choices=PARTS, default=None)
+    parser.add_argument("--images", choices=["digits", "fashion-mnist"], default="digits")
     given = parser.parse_args()
+    if given.images == "fashion-mnist":
+        audited.digits = fashion_mnist
     torch.set_num_threads(1)
     for name, part in PARTS.items():
         if given.part in (None, name):
