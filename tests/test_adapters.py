@@ -205,7 +205,9 @@ def test_modules_to_save_and_biases_are_dense() -> None:
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in named.items())
 
 
-@pytest.mark.parametrize("sides", [{"a", "b"}, {"b"}, {"b", "diagonal"}, {"a"}, set()], ids=str)
+@pytest.mark.parametrize(
+    "sides", [{"a", "b"}, {"b"}, {"b", "diagonal"}, {"a"}, set()], ids=["ab", "b", "bd", "a", "none"]
+)
 def test_set_trainable_chooses_gradients(network: nn.Module, sides: set[str]) -> None:
     """Dense tensors always get one; a later `Adapter` still knows frozen factors as low-rank."""
     network.register_parameter("extra", nn.Parameter(torch.zeros(2)))
