@@ -19,7 +19,7 @@ from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.ratings import Ratings, make_ratings
 from pl_fed.isa.ratings_layouts import ONLY_RATER, find_ratings
 from pl_fed.isa.ratings_tables import read_table
-from pl_fed.isa.story_text import NONE, Reasoning, story_text
+from pl_fed.isa.story import NONE, Finding, gather, render
 
 ISA_LICENCE = (
     "ISA is given out under a signed agreement: non-commercial use, no transfer to others, also not of models trained "
@@ -67,21 +67,21 @@ class CogBenchImage:
     Args:
         file_name: Its name.
         entities: What is in it.
-        sections: Reasonings by section of our texts.
+        sections: Findings by section of our texts.
         next_moment: What is about to happen; our texts have no section for it.
         description: The story.
     """
 
     file_name: str
     entities: tuple[str, ...]
-    sections: dict[str, tuple[Reasoning, ...]]
-    next_moment: tuple[Reasoning, ...]
+    sections: dict[str, tuple[Finding, ...]]
+    next_moment: tuple[Finding, ...]
     description: str
 
     @property
     def text(self) -> str:
         """The annotation in the sections that a scorer reads."""
-        return story_text(self.sections, self.description)
+        return render(gather(self.sections, self.description))
 
 
 def import_cogbench(path: str | Path) -> list[CogBenchImage]:
@@ -109,8 +109,8 @@ def _cogbench_image(entry: Any, where: str) -> CogBenchImage:
     if not isinstance(entry, dict) or not isinstance(entry.get("Image Name"), str):
         raise FederatedConfigError(f"Expected an 'Image Name' in {where} but got none: check the file.")
     texts = {key: _texts(entry, key, where) for key in ("Entities", *COGBENCH_SECTIONS, NEXT_MOMENT, "Description")}
-    sections = {ours: _reasonings(texts[theirs]) for theirs, ours in COGBENCH_SECTIONS.items()}
-    next_moment, description = _reasonings(texts[NEXT_MOMENT]), " ".join(texts["Description"])
+    sections = {ours: _findings(texts[theirs]) for theirs, ours in COGBENCH_SECTIONS.items()}
+    next_moment, description = _findings(texts[NEXT_MOMENT]), " ".join(texts["Description"])
     return CogBenchImage(entry["Image Name"], texts["Entities"], sections, next_moment, description)
 
 
@@ -121,7 +121,7 @@ def _texts(entry: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     return tuple(text.strip() for text in found if text.strip() not in ("", NONE))
 
 
-def _reasonings(texts: tuple[str, ...]) -> tuple[Reasoning, ...]:
+def _findings(texts: tuple[str, ...]) -> tuple[Finding, ...]:
     parts = [text.rpartition("->") for text in texts]  # without an arrow it is all conclusion
     split = [(re.split(r"\s*\+\s+", clues), end.strip()) for clues, _, end in parts]
-    return tuple(Reasoning(tuple(clue.strip() for clue in clues if clue.strip()), end) for clues, end in split)
+    return tuple(Finding(tuple(clue.strip() for clue in clues if clue.strip()), end) for clues, end in split)

@@ -1,6 +1,6 @@
 """What a text says about an image, by section: clues, a conclusion, and the description of the story."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -106,6 +106,28 @@ class Story:
     def num_conclusions(self) -> int:
         """Number of sections with a conclusion."""
         return sum(bool(finding.conclusion) for finding in self.findings.values())
+
+
+def gather(found: Mapping[str, Sequence[Finding]], description: str = "") -> Story:
+    """Put the findings of each section together.
+
+    Args:
+        found: Findings by the title of a section.
+        description: The description.
+
+    Example:
+        >>> gather({"Special time": [Finding(("a moon",), "Night."), Finding(("snow",), "Winter.")]}).findings
+        {'special_time': Finding(clues=('a moon', 'snow'), conclusion='Night. Winter.')}
+    """
+    keys = {section.title: section.key for section in SECTIONS}
+    findings = {
+        keys[title]: Finding(
+            tuple(clue for part in parts for clue in part.clues), " ".join(p.conclusion for p in parts)
+        )
+        for title, parts in found.items()
+        if parts
+    }
+    return Story(findings, description)
 
 
 def render(story: Story) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.ratings_import import import_cogbench, import_isa
-from pl_fed.isa.story_text import Reasoning
+from pl_fed.isa.story import Finding
 
 ENTRY: dict[str, Any] = {
     "Image Name": "picnic.jpg",
@@ -71,7 +71,7 @@ def test_cogbench(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (image,) = import_cogbench(path)
     assert "non-commercial" in caplog.text and "signed data use agreement" in caplog.text
     assert (image.file_name, image.entities) == ("picnic.jpg", ("boy", "kite"))
-    assert image.next_moment == (Reasoning(("The string tears.",), "The kite will fly away."),)
+    assert image.next_moment == (Finding(("The string tears.",), "The kite will fly away."),)
     assert image.text == TEXT
 
 

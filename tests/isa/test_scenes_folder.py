@@ -9,14 +9,15 @@ from PIL import Image
 
 from pl_fed.cli import main
 from pl_fed.errors import FederatedConfigError
+from pl_fed.isa import story
 from pl_fed.isa.agreement import AgreementConfig, agreement
 from pl_fed.isa.ratings import read_ratings
 from pl_fed.isa.scenes.compose import compose
 from pl_fed.isa.scenes.folder import SceneConfig, write_scenes
 from pl_fed.isa.scenes.raters import RaterConfig, rate
 from pl_fed.isa.scenes.tell import Teller
-from pl_fed.isa.story_text import SECTIONS
 
+SECTIONS = [section.title for section in story.SECTIONS]
 CELLS = [(entity, semantic) for entity in range(1, 6) for semantic in range(1, 6)]
 
 # Texts.

@@ -6,7 +6,7 @@ import numpy as np
 
 from pl_fed.isa.scenes.graph import Clue, Event, Scene
 from pl_fed.isa.scenes.words import SIGNS, VERBS
-from pl_fed.isa.story_text import Reasoning, story_text
+from pl_fed.isa.story import Finding, gather, render
 
 KINDS = ("naive", "cot")
 EVENTS, LINKS = "High-level event", "Event causal relationship"
@@ -35,18 +35,18 @@ class Teller:
 
     def chain_of_thought(self) -> str:
         """Return the sections with clues and conclusions, then the story."""
-        sections: dict[str, list[Reasoning]] = {}
+        sections: dict[str, list[Finding]] = {}
         for clue in self.scene.clues:
             seen, conclusion = self._clue(clue)
-            sections.setdefault(clue.section, []).append(Reasoning((seen,), conclusion))
+            sections.setdefault(clue.section, []).append(Finding((seen,), conclusion))
         for event in self.scene.events:
             if not event.limited:
-                told = Reasoning((self._marked(event),), _sentence(self._event(event)))
+                told = Finding((self._marked(event),), _sentence(self._event(event)))
                 sections.setdefault(EVENTS, []).append(told)
         for first, second in self.scene.links:
             clues = tuple(_sentence(self._event(self.scene.events[i])) for i in (first, second))
-            sections.setdefault(LINKS, []).append(Reasoning(clues, _sentence(self._reason(first, second))))
-        return story_text({name: tuple(found) for name, found in sections.items()}, self._story())
+            sections.setdefault(LINKS, []).append(Finding(clues, _sentence(self._reason(first, second))))
+        return render(gather(sections, self._story()))
 
     def _choose(self, choices: Sequence[str]) -> str:
         return choices[int(self._rng.integers(len(choices)))]
