@@ -56,6 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def forget_wandb() -> None:
     """End wandb's session: it reads WANDB_MODE once a process, and files of tests set different ones."""
     if wandb := sys.modules.get("wandb"):
+        wandb.finish()  # a run that another file's test left open
         wandb.teardown()
 
 
