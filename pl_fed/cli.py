@@ -195,6 +195,8 @@ class FederatedCLI(LightningCLI):
         trainer, run = self.trainer, self.run
         if not run.export_adapter or vars(trainer).get("fast_dev_run") or not isinstance(self.model, LoraModule):
             return
+        if self.model.lora is None:  # trained whole
+            return
         if trainer.is_global_zero and trainer.loggers and trainer.log_dir:  # without a logger the run has no folder
             folder = Path(trainer.log_dir) / "adapter"
             export_adapter(self.model, folder, overwrite=True)

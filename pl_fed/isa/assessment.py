@@ -54,8 +54,8 @@ def make_row(result: Extracted, score: Score | None) -> Row:
         "file_name": result.file.name,
         "entity_score": score and score.entity,
         "semantic_score": score and score.semantic,
-        "entity_1_to_5": score and to_level(score.entity),
-        "semantic_1_to_5": score and to_level(score.semantic),
+        "entity_1_to_5": score and _level(score.entity),
+        "semantic_1_to_5": score and _level(score.semantic),
         "entity_uncertainty": score and score.entity_uncertainty,
         "semantic_uncertainty": score and score.semantic_uncertainty,
         "clues": clue_list(story),
@@ -65,6 +65,10 @@ def make_row(result: Extracted, score: Score | None) -> Row:
         "error": result.error,
         "path": str(result.file.path.absolute()),
     }
+
+
+def _level(score: float | None) -> float | None:
+    return None if score is None else to_level(score)
 
 
 def clue_list(story: Story) -> list[dict[str, object]]:

@@ -14,6 +14,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase
 
 from pl_fed.adapters import MERGED, Adapter
+from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.checkpoint import check_class, is_adapter, matching_state
 from pl_fed.modules.evaluated import Batch, EvaluatedModule, LRSchedulerCallable, OptimizerCallable, client_ids
 from pl_fed.modules.loading import (
@@ -36,7 +37,7 @@ class LoraModule(EvaluatedModule):
 
     Args:
         model: Hub id or folder of the base model.
-        lora: Settings of the adapter.
+        lora: Settings of the adapter; None trains the whole model instead, for subclasses that offer it.
         optimizer: Makes the optimizer from the parameters that are trained.
         lr_scheduler: Makes the schedule of the learning rate from the optimizer; None keeps it constant.
         schedule_interval: ``step`` steps the schedule within a client's local training, ``epoch`` once a round.
@@ -45,18 +46,24 @@ class LoraModule(EvaluatedModule):
 
     auto_class: ClassVar[Any]
     task: ClassVar[TaskType]
-    model: PeftModel
+    reads_text: ClassVar[bool] = True
+    model: PeftModel  # the network itself where `lora` is None; only the export asks for more than a network
 
     def __init__(
         self,
         model: str,
-        lora: LoraSettings = LoraSettings(),  # noqa: B008  # frozen
+        lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # frozen
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         schedule_interval: Literal["step", "epoch"] = "step",
         loading: ModelLoading = ModelLoading(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__(optimizer, lr_scheduler, schedule_interval)
+        if lora is None and loading.quantization is not None:
+            raise FederatedConfigError(
+                "Expected `lora` with `loading.quantization` but got null: quantised weights are not trained, so give "
+                "an adapter or load the model unquantised."
+            )
         self.model_name, self.lora, self.loading = model, lora, loading
         self.strict_loading = False  # checkpoints lack the base model; `on_load_checkpoint` is strict about the rest
         self.register_load_state_dict_post_hook(_forget_base_model)  # type: ignore[no-untyped-call]
@@ -82,13 +89,17 @@ class LoraModule(EvaluatedModule):
         network, missing = load_base_model(
             self.auto_class, self.model_name, self.loading, device, **self.model_options()
         )
-        check_vocabulary(self.tokenizer, network)
-        network.config.pad_token_id = self.tokenizer.pad_token_id
+        if self.reads_text:
+            check_vocabulary(self.tokenizer, network)
+            network.config.pad_token_id = self.tokenizer.pad_token_id
         new = new_modules(network, missing, self.task, self.model_name)
         accepted = inspect.signature(network.forward).parameters
         self._accepted = {"input_ids", "attention_mask", "token_type_ids", "position_ids"} & set(accepted)
         self._fixed = {"use_cache": False} if "use_cache" in accepted else {}
-        self.model = add_adapter(network, self.lora, self.task, new, self.model_name)
+        if self.lora is None:
+            self.model = cast(PeftModel, network.requires_grad_(True))
+        else:
+            self.model = add_adapter(network, self.lora, self.task, new, self.model_name)
         self._trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def to(self, *args: Any, **kwargs: Any) -> Self:

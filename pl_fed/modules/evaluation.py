@@ -74,11 +74,8 @@ class Evaluation(nn.Module):
         """Return every figure by name."""
         found = {"loss": float(self.loss.compute())}
         if table:
-            # the first of equals, so the smallest id; not a number is worst
-            worst = (min if self.best == "max" else max)(table, key=lambda k: _orderable(table[k], self.best))
-            found[f"client_mean_{self.figure}"] = sum(table.values()) / len(table)
-            found[f"worst_client_{self.figure}"] = table[worst]
-            found["worst_client_id"] = float(worst)
+            found |= mean_and_worst(table, self.figure, self.best)
+            found["worst_client_id"] = float(worst_client(table, self.best))
         return found
 
 
@@ -153,6 +150,23 @@ class LanguageEvaluation(Evaluation):
             found["exact_match"] = float(self.exact_match.compute())
             found |= {key: float(scores[f"{key}_fmeasure"]) for key in ROUGE_KEYS}
         return found
+
+
+def mean_and_worst(table: dict[int, float], figure: str, best: Literal["max", "min"]) -> dict[str, float]:
+    """Return the mean over clients and the worst client's figure.
+
+    Args:
+        table: The figure by client.
+        figure: Its name.
+        best: Which of its extremes is good.
+    """
+    worst = table[worst_client(table, best)]
+    return {f"client_mean_{figure}": sum(table.values()) / len(table), f"worst_client_{figure}": worst}
+
+
+def worst_client(table: dict[int, float], best: Literal["max", "min"]) -> int:
+    """Return the client with the worst figure: the first of equals, so the smallest id; not a number is worst."""
+    return (min if best == "max" else max)(table, key=lambda k: _orderable(table[k], best))
 
 
 def _orderable(value: float, best: str) -> float:

@@ -41,7 +41,7 @@ tags: [lora, federated-learning]
 
 ```python
 from peft import PeftModel
-from transformers import {auto_class}
+from {auto_module} import {auto_class}
 
 base = {auto_class}.from_pretrained("{base}"{options})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
@@ -64,11 +64,16 @@ def export_adapter(module: LoraModule, folder: str | Path, merge: bool = False, 
         The folder.
 
     Raises:
-        FederatedConfigError: If there is something in the folder, no model is loaded, or a quantised one to be merged.
+        FederatedConfigError: If there is something in the folder, no model or no adapter is loaded, or a quantised
+            model is to be merged.
     """
     target = Path(folder)
     if not hasattr(module, "model"):
         raise FederatedConfigError("Expected a module with a loaded model: call `configure_model()` or fit it first.")
+    if module.lora is None:
+        raise FederatedConfigError(
+            "Expected a module with an adapter to export but `lora` is null: use `module.model.save_pretrained`."
+        )
     if merge and module.loading.quantization is not None:
         raise FederatedConfigError(
             "Expected an unquantised base model to merge into but `loading.quantization` is set: load the adapter on "
@@ -101,7 +106,8 @@ def _write_adapter(module: LoraModule, folder: Path) -> None:
     if not isinstance(config.target_modules, str):  # a set, whose order changes from run to run
         config.target_modules = sorted(config.target_modules or ())
     config.save_pretrained(str(folder))
-    module.tokenizer.save_pretrained(folder)
+    if module.reads_text:
+        module.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(_model_card(module, config, sum(x.numel() for x in plain.values())))
 
 
@@ -148,7 +154,8 @@ def _write_merged(module: LoraModule, folder: Path) -> None:
     merged = model.merge_and_unload()
     with quiet():
         merged.save_pretrained(folder)
-    module.tokenizer.save_pretrained(folder)
+    if module.reads_text:
+        module.tokenizer.save_pretrained(folder)
 
 
 def _model_card(module: LoraModule, config: LoraConfig, num_parameters: int) -> str:
@@ -159,6 +166,7 @@ def _model_card(module: LoraModule, config: LoraConfig, num_parameters: int) -> 
         # a folder is no address on the hub, which checks this line
         link="" if Path(base).is_dir() else f"base_model: {base}\n",
         architecture=type(module.model.get_base_model()).__name__,
+        auto_module=module.auto_class.__module__.removesuffix(".models.auto.modeling_auto"),
         auto_class=module.auto_class.__name__,
         options="".join(f", {name}={value!r}" for name, value in module.model_options().items()),
         rank=config.r,

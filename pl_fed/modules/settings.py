@@ -1,12 +1,13 @@
 """Settings of the modules as frozen dataclasses, so that YAML, Python and checkpoints spell them alike."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from peft import LoraConfig
 
 from pl_fed.errors import FederatedConfigError
 
+ScoreName = Literal["entity", "semantic"]
 _MANAGED = ("task_type", "inference_mode", "base_model_name_or_path", "fan_in_fan_out", "revision")
 
 
@@ -159,3 +160,49 @@ class NetworkSettings:
         if self.image_size is None:
             return None
         return (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Which scores of an image are learned, and how.
+
+    Args:
+        names: ``entity``, ``semantic`` or both.
+        levels: Learn the probability of each of so many levels by cross-entropy; the rubric has 5. None learns the
+            scores themselves by their squared error.
+        soft_labels: Share a rating between the two levels around it; else the nearest level has all of it.
+        max_length: Tokens of a text that is to be scored, as in training; None takes the `max_length` of the
+            datamodule, or else all that the model can read.
+
+    Example:
+        >>> ScoreSettings(levels=5).num_outputs
+        10
+    """
+
+    names: tuple[ScoreName, ...] = ("entity", "semantic")
+    levels: int | None = None
+    soft_labels: bool = False
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        known = get_args(ScoreName)
+        if not self.names or len(set(self.names)) < len(self.names) or not set(self.names) <= set(known):
+            raise FederatedConfigError(
+                f"Expected `scores.names` to be one or both of {', '.join(known)} but got {list(self.names)}."
+            )
+        if self.levels is not None and self.levels < 2:
+            raise FederatedConfigError(f"Expected `scores.levels` to be at least 2 or null but got {self.levels}.")
+        if self.soft_labels and self.levels is None:
+            raise FederatedConfigError(
+                "Expected `scores.levels` with `scores.soft_labels` but got null: set it to 5, or drop `soft_labels`."
+            )
+        if self.max_length is not None and self.max_length < 1:
+            raise FederatedConfigError(
+                f"Expected `scores.max_length` to be at least 1 or null but got {self.max_length}."
+            )
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs of a network: for each score one, or one a level."""
+        return len(self.names) * (self.levels or 1)

@@ -12,7 +12,7 @@ UNKNOWN = 0.125**0.5
 
 @dataclass(frozen=True)
 class Score:
-    """Both scores of an image.
+    """The scores of an image; None for one that a scorer does not know.
 
     Args:
         entity: Entity score, 0 to 1; higher is more crowded.
@@ -21,13 +21,13 @@ class Score:
         semantic_uncertainty: Standard deviation of the semantic score.
     """
 
-    entity: float
-    semantic: float
-    entity_uncertainty: float
-    semantic_uncertainty: float
+    entity: float | None
+    semantic: float | None
+    entity_uncertainty: float | None
+    semantic_uncertainty: float | None
 
     def __post_init__(self) -> None:
-        if not all(0 <= value <= 1 for value in astuple(self)):
+        if not all(value is None or 0 <= value <= 1 for value in astuple(self)):
             raise ValueError(
                 f"Expected scores and uncertainties from 0 to 1 but got {astuple(self)}: the scorer that made them has"
                 " to keep to that range."

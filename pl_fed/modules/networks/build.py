@@ -14,6 +14,7 @@ from pl_fed.errors import FederatedConfigError
 # short names of our own; any other network goes by its class path
 NAMES = {
     "small_cnn": "pl_fed.modules.networks.small_cnn.SmallCNN",
+    "icnet": "pl_fed.modules.networks.icnet.ICNet",
     "groupnorm_cnn": "pl_fed.modules.networks.groupnorm_cnn.GroupNormCNN",
     "lenet": "pl_fed.modules.networks.lenet.LeNet",
     "vgg": "pl_fed.modules.networks.vgg.VGG",
