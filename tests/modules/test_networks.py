@@ -12,7 +12,7 @@ from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.networks import NAMES, GroupNormCNN, LeNet, PreActResNet, SmallCNN, TinyViT, build_network
 from pl_fed.modules.networks.preact_resnet import Block
 
-SIZES = {"small_cnn": 4, "groupnorm_cnn": 4, "lenet": 4, "vgg": 8, "preact_resnet": 1, "vit": 4}
+SIZES = {"icnet": 8, "small_cnn": 4, "groupnorm_cnn": 4, "lenet": 4, "vgg": 8, "preact_resnet": 1, "vit": 4}
 
 
 @pytest.mark.parametrize("name", list(NAMES))
