@@ -24,6 +24,18 @@ def lend(pl_module: LightningModule, trainer: Trainer) -> LightningModule:
     return module
 
 
+def labels_of(module: LightningModule, batch: Any, otherwise: Callable[[Any], Tensor]) -> Tensor:
+    """Return the labels that the module's loss counts: those of its `audit_labels`, if it has that method.
+
+    Args:
+        module: The module.
+        batch: What it trains on.
+        otherwise: Finds the labels of a batch for any other module.
+    """
+    own: Callable[[Any], Tensor] | None = getattr(module, "audit_labels", None)
+    return (own or otherwise)(batch)
+
+
 def loss_of(module: LightningModule) -> Callable[[Any], Tensor]:
     """Return the loss of a batch as the module trains with it."""
 

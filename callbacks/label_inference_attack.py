@@ -22,7 +22,7 @@ from pl_fed.attacks.quantise import FixedPointSum, SecureSum
 from pl_fed.attacks.report import AuditReport
 from pl_fed.callbacks._audit_batches import count_labels, draw_batches, find_labels, noise_like
 from pl_fed.callbacks._find import find_callback
-from pl_fed.callbacks._lent_module import lend, loss_of
+from pl_fed.callbacks._lent_module import labels_of, lend, loss_of
 from pl_fed.callbacks._live_attack import LiveAttack
 from pl_fed.callbacks._run_folder import replace_text, run_folder, writes_files
 from pl_fed.callbacks.client_dp import ClientDP
@@ -89,7 +89,7 @@ class LabelInferenceAttack(Callback):
         self._interrupted = self._done = False
 
     def labels(self, batch: Any) -> Tensor:
-        """Return the labels of a batch; override it where they are neither under a usual name nor last."""
+        """Return a batch's labels, unless the module has `audit_labels(batch)`; override it for unusual batches."""
         return find_labels(batch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,7 +144,8 @@ class LabelInferenceAttack(Callback):
         """Note the truth."""
         if self._live is not None and self._live.now is not None and self._context is not None:
             assert self._context.client is not None
-            self._live.count(self.labels(batch), count_labels, self._context.client.client_id, trainer)
+            labels = labels_of(pl_module, batch, self.labels)
+            self._live.count(labels, count_labels, self._context.client.client_id, trainer)
 
     def on_aggregate(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Read the sum."""
@@ -221,7 +222,7 @@ class LabelInferenceAttack(Callback):
         batches = [[to_device(batch) for batch in client] for client in drawn]
         noise = noise_like(batches[0][0], self.seed)
         num_classes = find_target(module, lambda: loss(noise)).head.out_features
-        labels = [[self.labels(batch) for batch in client] for client in batches]
+        labels = [[labels_of(module, batch, self.labels) for batch in client] for client in batches]
         counts = [[count_labels(part, num_classes) for part in client] for client in labels]
         sizes = [sum(len(part) for part in client) for client in labels]
         first_mix = counts[0][0].double() / len(labels[0][0])

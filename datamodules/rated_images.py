@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 from flwr_datasets.partitioner import NaturalIdPartitioner, Partitioner
+from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
@@ -20,10 +21,10 @@ from pl_fed.datamodules.rated_batches import RatedCollator, RatedDataset
 from pl_fed.datamodules.rated_source import LeftOut, RatedSet, RatedSource, load_rated, write_left_out
 from pl_fed.datamodules.rated_splits import divide_by_content
 from pl_fed.datamodules.sources import Rows
-from pl_fed.datamodules.text_classification import TextEncoder
 from pl_fed.datamodules.tokens import TokenTable, tokenise_once
 from pl_fed.datamodules.vocabulary import check_vocabulary, find_tokenizer, pad_token_id, tokenizer_hash
 from pl_fed.errors import FederatedConfigError
+from pl_fed.isa.story_encoder import FORMAT, StoryEncoder, share_cut
 from pl_fed.loaders import RoundLoader
 
 GROUP = "group"
@@ -36,11 +37,11 @@ class RatedImages(FederatedData):
     where a rater has not rated; `client_id` (batch,) and `file_names`; `images` (batch, channels, height, width) unless
     `transform` is None. Of every kind of text there is the whole text in ``<kind>_text``; with a tokenizer also
     `input_ids` and `attention_mask` (batch, length) of the first kind, and ``<kind>_input_ids`` and
-    ``<kind>_attention_mask`` of the others, cut at `max_length`. A scorer that cuts by sections reads the text.
+    ``<kind>_attention_mask`` of the others; what is longer than `max_length` loses parts of its longest sections.
 
-    After `setup` there are also `raters`, `left_out` and, with images, `num_channels` and `image_size`. A partitioner
-    can read the columns `group`, `entity_level` and `semantic_level` (1 to 5), and those of the ratings file that have
-    one value for each image. The splits are those of `pl_fed.datamodules.rated_splits`.
+    After `setup` there are also `raters`, `score_means`, `left_out` and, with images, `num_channels` and `image_size`.
+    A partitioner can read the columns `group`, `entity_level` and `semantic_level` (1 to 5), and those of the ratings
+    file that have one value for each image. The splits are those of `pl_fed.datamodules.rated_splits`.
 
     Args:
         source: Where ratings, images and texts are.
@@ -128,10 +129,11 @@ class RatedImages(FederatedData):
         return done or find_tokenizer(self.tokenizer, self._module)
 
     def _tokens(self, data: datasets.Dataset, kind: str, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
-        encode = TextEncoder(tokenizer, f"text_{kind}", self.max_length)
-        settings = [type(self).__name__, tokenizer_hash(tokenizer), str(self.max_length)]
+        encode = StoryEncoder(tokenizer, self.max_length, f"text_{kind}")
+        settings = [type(encode).__name__, str(FORMAT), tokenizer_hash(tokenizer), str(self.max_length)]
         table = TokenTable([tokenise_once(data, [encode.column], encode, settings, self._cache)])
-        rank_zero_info(f"Texts of kind '{kind}': {table.stats()}.")
+        missing = share_cut(data[encode.column][:], sum(table.lengths), tokenizer)
+        rank_zero_info(f"Texts of kind '{kind}': {table.stats()}; {missing:.1%} of all tokens cut.")
         return table
 
     def _decode(self, data: datasets.Dataset, transform: ImageTransform) -> ImageTable:
@@ -159,6 +161,13 @@ class RatedImages(FederatedData):
     def _in_order(self, indices: Sequence[int]) -> Indices:
         lengths = self._lengths()
         return list(indices) if lengths is None else sorted(indices, key=lengths.__getitem__, reverse=True)
+
+    @property
+    def score_means(self) -> Float[np.ndarray, "2"]:
+        """Mean of both scores over all images to train on: what a constant predictor says; there after `setup`."""
+        train = [i for shard in self.partition.train for i in shard]
+        means: np.ndarray = np.mean([self._examples.rated[i].scores for i in train], 0)
+        return means
 
     def train_dataloader(self) -> RoundLoader:
         """Return the loader of a round; cheap, since every round asks for it."""

@@ -15,7 +15,7 @@ def shorten(text: str, count_tokens: Callable[[str], int], max_tokens: int) -> s
     r"""Return a text of at most `max_tokens` tokens, or the text itself if it fits.
 
     Sections without anything are left out first. Then the longest part, be it a section or the description, loses its
-    last clue or half of its words, until all fits. How much was cut is logged.
+    last clue or an eighth of its words, until all fits; so the parts share the room. How much was cut is logged.
 
     Args:
         text: What an extractor wrote.
@@ -52,18 +52,18 @@ def _without_some(story: Story, count_tokens: Callable[[str], int]) -> Story:
     sizes[_DESCRIPTION] = count_tokens(story.description) if story.description else -1
     longest = max(sizes, key=lambda key: sizes[key])
     if longest == _DESCRIPTION:
-        return replace(story, description=_half(story.description))
+        return replace(story, description=_less(story.description))
     findings = dict(story.findings)
     finding = findings.pop(longest)
     if finding.clues[1:]:
         findings[longest] = replace(finding, clues=finding.clues[:-1])
     elif finding.clues and finding.conclusion:
         findings[longest] = replace(finding, clues=())
-    elif (half := _half(finding.clues[0] if finding.clues else finding.conclusion)) and half != NONE:
-        findings[longest] = Finding((half,)) if finding.clues else Finding(conclusion=half)
+    elif (less := _less(finding.clues[0] if finding.clues else finding.conclusion)) and less != NONE:
+        findings[longest] = Finding((less,)) if finding.clues else Finding(conclusion=less)
     return replace(story, findings=findings)
 
 
-def _half(text: str) -> str:
+def _less(text: str) -> str:
     words = text.split()
-    return " ".join(words[: len(words) // 2])
+    return " ".join(words[: len(words) - 1 - len(words) // 8])
