@@ -38,12 +38,14 @@ def shorten(text: str, count_tokens: Callable[[str], int], max_tokens: int) -> s
 
 
 def compact(story: Story) -> str:
-    """Write a story with one line for each section that has anything, the description last."""
+    """Write a story with one line for each section that has anything, the description last, named if there are any."""
     parts = []
     for section in SECTIONS:
         finding = story.findings.get(section.key, Finding())
         told = "; ".join(finding.clues) + (f" -> {finding.conclusion}" if finding.conclusion else ".")
         parts += [f"{section.title}: {told.strip()}"] if finding != Finding() else []
+    if not parts:
+        return story.description
     return "\n".join([*parts, *([f"Description: {story.description}"] if story.description else [])])
 
 

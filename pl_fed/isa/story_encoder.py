@@ -1,7 +1,7 @@
 """From texts about images to token ids that fit a model's window, cut section by section; in training and in use."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class StoryEncoder:
     max_length: int
     column: str = "text"
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Encode a batch of columns, as the token tables of the data sets want it."""
         encoded = [self.encode(text) for text in batch[self.column]]
         return {
