@@ -10,7 +10,7 @@ from pl_fed._lightning import LightningModule, Trainer
 from pl_fed.attacks.audit import AuditSettings, SimulatedClients
 from pl_fed.attacks.cut_norm import Forward, find_target
 from pl_fed.callbacks._audit_batches import count_labels, draw_batches, noise_like
-from pl_fed.callbacks._lent_module import loss_of
+from pl_fed.callbacks._lent_module import labels_of, loss_of
 
 
 def simulated_clients(
@@ -30,7 +30,7 @@ def simulated_clients(
         settings: How clients train.
         num_clients: Number of clients.
         batch_size: Labels of a client and step; None takes the loader's.
-        labels: Returns the labels of a batch.
+        labels: Returns the labels of a batch, for a module without `audit_labels`.
         seed: Seed of the choice of examples and of the clients' dropout.
 
     Raises:
@@ -41,7 +41,7 @@ def simulated_clients(
     batches = [[trainer.strategy.batch_to_device(batch, module.device) for batch in client] for client in drawn]
     noise = noise_like(batches[0][0], seed)
     num_classes = find_target(module, lambda: loss(noise)).head.out_features
-    found = [[labels(batch) for batch in client] for client in batches]
+    found = [[labels_of(module, batch, labels) for batch in client] for client in batches]
     counts = [torch.stack([count_labels(part, num_classes) for part in client]) for client in found]
     sizes = torch.tensor([sum(len(part) for part in client) for client in found])
     first_mix = counts[0][0].double() / len(found[0][0])

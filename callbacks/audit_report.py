@@ -77,7 +77,7 @@ class AuditPage(Callback):
         self.result: AuditResult | None = None
 
     def labels(self, batch: Any) -> Tensor:
-        """Return the labels of a batch; override it where they are neither under a usual name nor last."""
+        """Return a batch's labels, unless the module has `audit_labels(batch)`; override it for unusual batches."""
         return find_labels(batch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -65,8 +65,9 @@ class ScoreEvaluation(Evaluation):
             if self.constants is not None:
                 lines = self.constant_figures[name].compute()  # type: ignore[operator]
                 found |= {f"{name}_constant_{key}": float(value) for key, value in lines.items()}
-            if table and name != self.names[-1]:
-                found |= mean_and_worst(self._client_rmse(name), f"{name}_rmse", self.best)
+            clients = self._client_rmse(name)
+            if clients and name != self.names[-1]:
+                found |= mean_and_worst(clients, f"{name}_rmse", self.best)
         return found
 
     def _client_rmse(self, name: str) -> dict[int, float]:
