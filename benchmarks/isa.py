@@ -46,18 +46,22 @@ class Seed:
     def __init__(self, seed: int, folder: Path, options: argparse.Namespace) -> None:
         self.seed, self.options = seed, options
         scenes = write_scenes(folder, SceneConfig(options.images, seed, size=2 * options.pixels))
-        texts = {"cot": str(scenes / "texts.jsonl")}
-        self.data = RatedImages(
-            RatedSource(str(scenes / "ratings.csv"), str(scenes / "images"), texts),
-            ImageTransform(size=options.pixels, channels=3),
+        self.data = {kind: self._data(scenes, kind) for kind in ("cot", "naive")}
+        cot = self.data["cot"]
+        self.train, self.test = _collected(cot.train_dataloader()), _collected(cot.predict_dataloader())
+
+    def _data(self, scenes: Path, kind: str) -> RatedImages:
+        data = RatedImages(
+            RatedSource(str(scenes / "ratings.csv"), str(scenes / "images"), {kind: str(scenes / "texts.jsonl")}),
+            ImageTransform(size=self.options.pixels, channels=3),
             IidPartitioner(1),
-            SplitConfig(validation_fraction=0.0, test_fraction=0.3, seed=seed),
+            SplitConfig(validation_fraction=0.0, test_fraction=0.3, seed=self.seed),
             MINILM,
-            options.tokens,
-            loading=LoadingConfig(cache_dir=str(folder.parent / "cache")),
+            self.options.tokens,
+            loading=LoadingConfig(cache_dir=str(scenes.parent / "cache")),
         )
-        self.data.setup()
-        self.train, self.test = _collected(self.data.train_dataloader()), _collected(self.data.predict_dataloader())
+        data.setup()
+        return data
 
     def constant(self) -> Scored:
         return self.train["targets"].mean(0).expand_as(self.test["targets"]), self.test["targets"]
@@ -79,20 +83,20 @@ class Seed:
         pl.seed_everything(self.seed, verbose=False)
         network = NetworkSettings({"width": self.options.width}, in_channels=3, image_size=self.options.pixels)
         scorer = ImageScorer("icnet", network, partial(torch.optim.AdamW, lr=1e-3))
-        return self._trained(scorer, 4 * self.options.epochs)
+        return self._trained(scorer, "cot", 4 * self.options.epochs)
 
-    def text(self) -> Scored:
+    def text(self, kind: str) -> Scored:
         pl.seed_everything(self.seed, verbose=False)
         lora = LoraSettings(r=16, target_modules=["query", "value"])
         optimizer = partial(torch.optim.AdamW, lr=self.options.lr)
         scorer = SemanticScorer(MINILM, lora, optimizer, scores=ScoreSettings(levels=self.options.levels))
-        return self._trained(scorer, self.options.epochs)
+        return self._trained(scorer, kind, self.options.epochs)
 
-    def _trained(self, module: pl.LightningModule, epochs: int) -> Scored:
+    def _trained(self, module: pl.LightningModule, kind: str, epochs: int) -> Scored:
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, enable_model_summary=False, **quiet)
-        trainer.fit(module, self.data.train_dataloader())
-        rows: Any = trainer.predict(module, self.data.predict_dataloader())
+        trainer.fit(module, self.data[kind].train_dataloader())
+        rows: Any = trainer.predict(module, self.data[kind].predict_dataloader())
         return torch.cat([torch.stack([row["entity"], row["semantic"]], 1) for row in rows]), self.test["targets"]
 
 
@@ -112,7 +116,8 @@ def methods(seed: Seed, num_zero_shot: int) -> dict[str, Callable[[], Scored]]:
         "ridge on length and clue counts": partial(seed.ridge, clue_features),
         "ridge on frozen MiniLM": partial(seed.ridge, partial(mean_embeddings, max_length=seed.options.tokens)),
         "image only: ICNet": seed.image_only,
-        "text: MiniLM with LoRA": seed.text,
+        "chain-of-thought text: MiniLM with LoRA": partial(seed.text, "cot"),
+        "naive text: MiniLM with LoRA": partial(seed.text, "naive"),
     }
     if num_zero_shot:
         found[f"zero-shot rubric, SmolLM2-135M, {num_zero_shot} images"] = seed.zero_shot

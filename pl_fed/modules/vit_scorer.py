@@ -30,9 +30,9 @@ class ViTScorer(ScoringModule, LoraModule):
         scores: Which scores are learned, and how.
 
     Example:
-        >>> module = ViTScorer("google/vit-base-patch16-224", lora=LoraSettings(target_modules=["query", "value"]))
+        >>> module = ViTScorer("google/vit-base-patch16-224", lora=LoraSettings(target_modules=["q_proj", "v_proj"]))
         >>> module.hparams["lora"]["target_modules"]
-        ['query', 'value']
+        ['q_proj', 'v_proj']
     """
 
     auto_class = AutoModelForImageClassification

@@ -25,7 +25,11 @@ from tests.modules.rated_rows import SEMANTIC, collate_rated, column, rated_rows
 from tests.modules.tiny_models import VOCAB, save
 
 Make = Callable[..., pl.Trainer]
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+    # `load_from_checkpoint` calls what jsonargparse 4.49 renamed
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+]
 GENTLE = partial(torch.optim.AdamW, lr=3e-3)
 BLANK = Image.new("RGB", (4, 4))
 BOTH_LEVELS = ScoreSettings(levels=5, soft_labels=True)
