@@ -13,9 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pl_fed.assets import resolve_model
 from pl_fed.errors import FederatedConfigError
+from pl_fed.isa.assessment import make_row
+from pl_fed.isa.extraction import Extracted
+from pl_fed.isa.images import ImageFile
 from pl_fed.isa.rubric import ENTITY, SEMANTIC
 from pl_fed.isa.scorers import CheckpointScorer, HeuristicScorer, Score, Scorer, ZeroShotScorer
 from pl_fed.isa.scorers.zero_shot import level_ids, moments, question
+from pl_fed.isa.selection import Criteria, select
 from pl_fed.isa.shortening import shorten
 from pl_fed.isa.story import Finding, Story, render
 
@@ -51,6 +55,15 @@ def test_scales_and_ranges() -> None:
         HeuristicScorer(clues_scale=-1)
     with pytest.raises(ValueError, match="Expected scores and uncertainties from 0 to 1 but got .1.5"):
         Score(1.5, 0.0, 0.0, 0.0)
+
+
+def test_a_score_that_is_not_known_is_empty() -> None:
+    """A scorer that learned the semantic score alone; and the row is none to select from."""
+    found = Extracted(ImageFile(Path("a.png"), "a.png"), "a boy runs")
+    row = make_row(found, Score(None, 0.75, None, 0.1))
+    assert (row["entity_score"], row["entity_1_to_5"], row["entity_uncertainty"]) == (None, None, None)
+    assert (row["semantic_score"], row["semantic_1_to_5"], row["semantic_uncertainty"]) == (0.75, 4.0, 0.1)
+    assert select([row], Criteria()) == []
 
 
 def test_moments_by_hand() -> None:
