@@ -19,7 +19,7 @@ from pl_fed.isa.scorers import CheckpointScorer
 from pl_fed.loaders import ClientLoader, RoundLoader
 from pl_fed.modules import LoraSettings, ModelLoading, ScoreSettings, SemanticScorer, export_adapter
 from pl_fed.rounds import CohortConfig
-from pl_fed.rules import AFLoRA
+from pl_fed.rules import AFLoRA, FedIT
 from pl_fed.strategy import FederatedStrategy
 from tests.modules.rated_rows import SEMANTIC, collate_rated, column, rated_rows, scorer, shards, without_semantic
 from tests.modules.tiny_models import VOCAB, save
@@ -152,6 +152,22 @@ def test_sites_with_unequal_ranks_and_their_own_adapters(bert: str, trainer: Mak
     figures = run.test(module, tested, verbose=False)
     assert figures[0]["test_clients/semantic_rmse"] != figures[1]["test_personalised/semantic_rmse"]
     assert set(module.client_metrics["test_personalised"]) == {0, 1, 2, 3}
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_whole_models_are_averaged(bert: str, trainer: Make) -> None:
+    """One client with all images and plain averaging: what it trained is what the server has."""
+    rows, sgd = rated_rows(20), partial(torch.optim.SGD, lr=0.1)
+    plain = scorer(bert, lora=None, optimizer=sgd, scores=SEMANTIC)
+    federated = scorer(bert, lora=None, optimizer=sgd, scores=SEMANTIC)
+    for module, strategy in ((plain, "auto"), (federated, FederatedStrategy(FedIT(), cohort=CohortConfig(), seed=4))):
+        torch.manual_seed(3)  # of the new head
+        module.configure_model()
+        module.model.eval()  # no dropout; Lightning trains in the mode that it finds
+        trainer(strategy=strategy).fit(module, RoundLoader(rows, [list(range(20))], 20, collate_fn=collate_rated))
+    theirs = dict(plain.named_parameters())
+    for name, parameter in federated.named_parameters():
+        torch.testing.assert_close(parameter, theirs[name])
 
 
 # The audit.
