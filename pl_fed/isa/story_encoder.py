@@ -14,7 +14,7 @@ FORMAT = 1  # part of the keys of token caches: raise it when the same text give
 
 @dataclass(frozen=True)
 class StoryEncoder:
-    """Turns texts into token ids; one that is too long loses parts of its longest sections, never its description.
+    """Turns texts into token ids; one that is too long loses parts of its longest sections first.
 
     Args:
         tokenizer: The model's tokenizer.
