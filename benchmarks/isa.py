@@ -22,14 +22,19 @@ import torch
 from flwr_datasets.partitioner import IidPartitioner
 from torch import Tensor
 
+from pl_fed.clients import ClientsConfig
 from pl_fed.datamodules import ImageTransform, LoadingConfig, RatedImages, RatedSource, SplitConfig
 from pl_fed.isa.baselines import clue_features, entity_features, fit_ridge, mean_embeddings
 from pl_fed.isa.scenes.folder import SceneConfig, write_scenes
 from pl_fed.isa.scorers.zero_shot import ZeroShotScorer
 from pl_fed.metrics import pearson, rmse, spearman
 from pl_fed.modules import ImageScorer, LoraSettings, NetworkSettings, ScoreSettings, SemanticScorer
+from pl_fed.rounds import CohortConfig
+from pl_fed.rules import AFLoRA
+from pl_fed.strategy import FederatedStrategy
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+RANKS = [16, 8, 4, 2]  # of the clients of the federated scorer
 FIGURES = {"RMSE": rmse, "PCC": pearson, "SRCC": spearman}
 Scored = tuple[Tensor, Tensor]  # predictions and targets, (images, 2) each
 
@@ -47,14 +52,15 @@ class Seed:
         self.seed, self.options = seed, options
         scenes = write_scenes(folder, SceneConfig(options.images, seed, size=2 * options.pixels))
         self.data = {kind: self._data(scenes, kind) for kind in ("cot", "naive")}
+        self.data["sites"] = self._data(scenes, "cot", num_clients=len(RANKS))
         cot = self.data["cot"]
         self.train, self.test = _collected(cot.train_dataloader()), _collected(cot.predict_dataloader())
 
-    def _data(self, scenes: Path, kind: str) -> RatedImages:
+    def _data(self, scenes: Path, kind: str, num_clients: int = 1) -> RatedImages:
         data = RatedImages(
             RatedSource(str(scenes / "ratings.csv"), str(scenes / "images"), {kind: str(scenes / "texts.jsonl")}),
             ImageTransform(size=self.options.pixels, channels=3),
-            IidPartitioner(1),
+            IidPartitioner(num_clients),
             SplitConfig(validation_fraction=0.0, test_fraction=0.3, seed=self.seed),
             MINILM,
             self.options.tokens,
@@ -86,18 +92,30 @@ class Seed:
         return self._trained(scorer, "cot", 4 * self.options.epochs)
 
     def text(self, kind: str) -> Scored:
+        return self._trained(self._scorer(), kind, self.options.epochs)
+
+    def federated(self) -> Scored:
+        """AFLoRA over clients with unequal ranks; what central training sees stays divided between them."""
+        cohort = CohortConfig(clients=len(RANKS))
+        strategy = FederatedStrategy(AFLoRA(), cohort, clients=ClientsConfig(ranks=RANKS), seed=self.seed)
+        return self._trained(self._scorer(), "sites", 4 * self.options.epochs, strategy)
+
+    def _scorer(self) -> SemanticScorer:
         pl.seed_everything(self.seed, verbose=False)
         lora = LoraSettings(r=16, target_modules=["query", "value"])
         optimizer = partial(torch.optim.AdamW, lr=self.options.lr)
-        scorer = SemanticScorer(MINILM, lora, optimizer, scores=ScoreSettings(levels=self.options.levels))
-        return self._trained(scorer, kind, self.options.epochs)
+        return SemanticScorer(MINILM, lora, optimizer, scores=ScoreSettings(levels=self.options.levels))
 
-    def _trained(self, module: pl.LightningModule, kind: str, epochs: int) -> Scored:
+    def _trained(self, module: pl.LightningModule, kind: str, epochs: int, strategy: Any = "auto") -> Scored:
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-        trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, enable_model_summary=False, **quiet)
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=epochs, enable_model_summary=False, strategy=strategy, **quiet
+        )
         trainer.fit(module, self.data[kind].train_dataloader())
-        rows: Any = trainer.predict(module, self.data[kind].predict_dataloader())
-        return torch.cat([torch.stack([row["entity"], row["semantic"]], 1) for row in rows]), self.test["targets"]
+        loader = self.data[kind].predict_dataloader()
+        rows: Any = trainer.predict(module, loader)
+        scores = torch.cat([torch.stack([row["entity"], row["semantic"]], 1) for row in rows])
+        return scores, torch.cat([batch["targets"] for batch in loader])
 
 
 def _collected(loader: Any) -> dict[str, Any]:
@@ -118,6 +136,7 @@ def methods(seed: Seed, num_zero_shot: int) -> dict[str, Callable[[], Scored]]:
         "image only: ICNet": seed.image_only,
         "chain-of-thought text: MiniLM with LoRA": partial(seed.text, "cot"),
         "naive text: MiniLM with LoRA": partial(seed.text, "naive"),
+        f"chain-of-thought text, federated: AFLoRA, ranks {RANKS}": seed.federated,
     }
     if num_zero_shot:
         found[f"zero-shot rubric, SmolLM2-135M, {num_zero_shot} images"] = seed.zero_shot
