@@ -20,6 +20,7 @@ from pl_fed.updates import AdapterState, LayerSlots, Update, scatter_columns, sc
 
 Accountant = Literal["rdp", "prv"]
 OPACUS = RequirementCache("opacus>=1.5")
+CLIPPED = "clipped"  # among a client's figures
 
 
 class ClientDP(Callback):
@@ -64,7 +65,6 @@ class ClientDP(Callback):
         self.clip, self.noise_multiplier, self.delta = clip, noise_multiplier, delta
         self.max_epsilon, self.accountant = max_epsilon, accountant
         self.history: list[tuple[float, float]] = []  # noise multiplier and sample rate of each round
-        self._clipped = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse rules in which one client can count for more than its share.
@@ -83,17 +83,13 @@ class ClientDP(Callback):
                 "with `rank_weights: false` and `aggregation: delta`."
             )
 
-    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
-        """Count anew."""
-        self._clipped = 0
-
     def on_upload(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Clip the client's update and add its share of the noise."""
         assert context.client is not None and context.client.update is not None
         update = context.client.update
         norm = math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
         factor = min(1.0, self.clip / norm) if norm > 0 else 1.0
-        self._clipped += factor < 1.0
+        context.client.figures[CLIPPED] = float(factor < 1.0)
         seed = derive_seed(context.seed, context.round_idx, update.client_id, 0xD9)
         std = self.noise_multiplier * self.clip / math.sqrt(len(context.cohort))
         context.client.update = _noised(update, context.server, factor, std, seed)
@@ -105,7 +101,7 @@ class ClientDP(Callback):
         self.history.append(step)
         epsilon = self.epsilon()
         context.metrics["server/epsilon"] = epsilon
-        context.metrics["server/clipped_clients"] = float(self._clipped)
+        context.metrics["server/clipped_clients"] = sum(client.figures.get(CLIPPED, 0.0) for client in context.finished)
         full = (self.noise_multiplier, step[1])
         if self.max_epsilon is not None and self.epsilon([*self.history, full]) > self.max_epsilon:
             trainer.should_stop = True
@@ -124,12 +120,11 @@ class ClientDP(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the accounted rounds."""
-        return {"history": [list(step) for step in self.history], "clipped": self._clipped}
+        return {"history": [list(step) for step in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the accounted rounds."""
         self.history = [(float(noise), float(rate)) for noise, rate in state_dict["history"]]
-        self._clipped = int(state_dict["clipped"])
 
 
 def _noised(update: Update, server: AdapterState, factor: float, std: float, seed: int) -> Update:

@@ -15,6 +15,8 @@ from pl_fed.callbacks._run_folder import run_folder, writes_files
 from pl_fed.context import RoundContext
 from pl_fed.updates import Slots
 
+TRAINED = "trained_parameters"  # among a client's figures
+
 
 @dataclass
 class CommunicationTotals:
@@ -56,7 +58,6 @@ class CommunicationMonitor(Callback):
     def __init__(self, client_table: bool = True) -> None:
         self.client_table = client_table
         self.totals = CommunicationTotals()
-        self._trained: dict[int, int] = {}  # parameters by client of the round in progress
         self._stage = "fit"
         self._table_started = False
 
@@ -64,14 +65,10 @@ class CommunicationMonitor(Callback):
         """Note what the Trainer does; a new `fit` continues or replaces the table."""
         self._stage, self._table_started = stage, False
 
-    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
-        """Forget a round that was given up."""
-        self._trained = {}
-
     def on_broadcast(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Count what the client is going to train, now that its slots are settled."""
         assert context.client is not None
-        self._trained[context.client.client_id] = count_trained(pl_module, context.client.slots)
+        context.client.figures[TRAINED] = float(count_trained(pl_module, context.client.slots))
 
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Add the round to the totals and to the table."""
@@ -87,10 +84,9 @@ class CommunicationMonitor(Callback):
             setattr(totals, name, getattr(totals, name) + value)
             context.metrics[f"server/{name}"] = float(value)
             context.metrics[f"server/total_{name}"] = float(getattr(totals, name))
-        trained = [self._trained[client.client_id] for client in clients if client.client_id in self._trained]
+        trained = [client.figures[TRAINED] for client in clients if TRAINED in client.figures]
         context.metrics["server/mean_rank"] = fmean(client.mean_rank for client in clients) if clients else 0.0
         context.metrics["server/trained_parameters"] = fmean(trained) if trained else 0.0
-        self._trained = {}
         if self.client_table and writes_files(trainer):
             self._write_table(trainer, context)
 
@@ -103,15 +99,13 @@ class CommunicationMonitor(Callback):
         log_table(trainer, rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the totals, and the counts of the round in progress."""
-        return {**asdict(self.totals), "trained": dict(self._trained)}
+        """Return the totals."""
+        return asdict(self.totals)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the totals; testing a checkpoint leaves those of this run alone."""
         if self._stage == "fit":
-            state = dict(state_dict)
-            self._trained = state.pop("trained")
-            self.totals = CommunicationTotals(**state)
+            self.totals = CommunicationTotals(**state_dict)
 
 
 def count_trained(network: nn.Module, slots: Slots) -> int:

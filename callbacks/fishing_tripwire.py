@@ -12,6 +12,7 @@ from pl_fed.context import RoundContext
 from pl_fed.errors import ClientFailureError, FederatedConfigError, FishedModelError
 
 Action = Literal["warn", "drop", "stop"]
+ALARM = "tripwire_alarm"  # among a client's figures
 
 
 class FishingTripwire(Callback):
@@ -93,12 +94,13 @@ class FishingTripwire(Callback):
         """
         assert context.client is not None
         client_id, self._client, self._armed = context.client.client_id, None, False
+        context.client.figures[ALARM] = float(client_id in self.alarms)
         if self.action == "drop" and client_id in self.alarms:
             raise ClientFailureError(client_id, "fished", "its model looks crafted to reveal its labels")
 
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Report the alarms of the round."""
-        context.metrics["server/tripwire_alarms"] = float(len(self.alarms))
+        context.metrics["server/tripwire_alarms"] = sum(client.figures.get(ALARM, 0.0) for client in context.finished)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave no hook behind."""

@@ -102,6 +102,10 @@ class LabelInferenceAttack(Callback):
                     "Expected federated rounds for `when: live` but the Trainer has none: use FederatedStrategy and a "
                     "loader of rounds, or `when: fit_start`."
                 )
+            if trainer.world_size > 1:
+                raise FederatedConfigError(
+                    f"Expected one process for `when: live` but got {trainer.world_size}: set `trainer.devices=1`."
+                )
             private = find_callback(trainer, ClientDP) is not None
             known = not private and not trainer.gradient_clip_val
             self._live = LiveAttack(self.settings.loss, self._local, known, equal_weights=private)

@@ -197,8 +197,9 @@ class FederatedCLI(LightningCLI):
             return
         if self.model.lora is None:  # trained whole
             return
-        if trainer.is_global_zero and trainer.loggers and trainer.log_dir:  # without a logger the run has no folder
-            folder = Path(trainer.log_dir) / "adapter"
+        home = trainer.log_dir if trainer.loggers else None  # every process has to ask; without a logger there is none
+        if trainer.is_global_zero and home:
+            folder = Path(home) / "adapter"
             export_adapter(self.model, folder, overwrite=True)
             rank_zero_info(f"Adapter: {folder}  (peft.PeftModel.from_pretrained)")
 

@@ -21,8 +21,9 @@ class FederatedTrainer(Trainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict, and write the results to ``predictions.jsonl`` in the run folder, one line each."""
         batches = super().predict(*args, **kwargs)
-        if batches and self.loggers and self.log_dir and self.is_global_zero:
-            path = Path(self.log_dir) / "predictions.jsonl"
+        home = self.log_dir if self.loggers else None  # every process has to ask
+        if batches and home and self.is_global_zero:
+            path = Path(home) / "predictions.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = [row for batch in batches for row in _rows(batch)]
             path.write_text("".join(json.dumps({"prediction": row}, ensure_ascii=False) + "\n" for row in rows))

@@ -33,6 +33,8 @@ class ClientContext:
         upload_bytes: Bytes of the update as encoded.
         flops: Floating-point operations of the local training (estimate).
         seconds: Simulated seconds of download, training and upload on the client's device; 0 without one.
+        figures: What hooks want to remember of the client until the end of the round. Another process may have trained
+            it, so what a callback counts over clients belongs here, and not into the callback.
     """
 
     client_id: int
@@ -50,6 +52,7 @@ class ClientContext:
     upload_bytes: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def mean_rank(self) -> float:

@@ -22,6 +22,7 @@ from pl_fed.exchange import like
 from pl_fed.federation_config import FederationConfig
 from pl_fed.frozen import FrozenTensors
 from pl_fed.loaders import RoundPlan
+from pl_fed.round_sharing import Processes, share_round, share_server
 from pl_fed.rounds import ClientWork, RoundSchedule, Shards, derive_seed
 from pl_fed.rules.base import TrainedLayer
 from pl_fed.secure_round import published, secure_aggregate
@@ -64,6 +65,7 @@ class Federation:
     population: int | None = None
     shards: str | None = None  # fingerprint of the population's shards
     source: Shards | None = None  # the shards that were compared with it
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def norms(self) -> frozenset[str]:
@@ -177,8 +179,9 @@ class Federation:
             TooFewClientsError: If fewer clients than `cohort.min_survivors` gave a usable update; the server's adapter
                 is then as it was before the round.
         """
-        assert self.context is not None
+        share_round(self)
         context, config = self.context, self.config
+        assert context is not None
         self.context, self.schedule = None, None
         self._drop_client()
         received, self.sealed = [*context.updates, *self.sealed], []
@@ -195,7 +198,7 @@ class Federation:
         self.adapter.write(self.server)
         self.fire("on_aggregate", context)
         self.sync_server()
-        context.server = self.server
+        context.server = share_server(self)
         self._count_changes(context.previous, renewed, updates)
         self.fire("on_round_end", context)
         return context

@@ -7,7 +7,9 @@ centralised training.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from pl_fed.errors import FederatedConfigError
+from pl_fed.processes import share_out
 from pl_fed.rounds import (
     ClientWork,
     CohortConfig,
@@ -49,13 +52,16 @@ class RoundPlan(Sampler[list[int]]):
         self.skip = 0  # batches to leave out at the next start, after a resume
         self.committed = 0  # batches of this round that were trained; fetched ones may be more
         self.sampler = self  # Lightning calls `set_epoch` on `loader.sampler` and `batch_sampler.sampler` only
+        self.process, self.num_processes = 0, 1
         self.schedule: Callable[[int], RoundSchedule] = lru_cache(maxsize=2)(self._schedule)
+        self.own_schedule: Callable[[int], RoundSchedule] = lru_cache(maxsize=2)(self._own_schedule)
 
     def bind(self, cohort: CohortConfig, local: LocalTraining, seed: int, accumulate: int = 1) -> None:
         """Set what a round is; called by the strategy before the first batch."""
         cohort.size(len(self.shards))
         self.cohort, self.local, self.seed, self.accumulate = cohort, local, seed, accumulate
         self.schedule = lru_cache(maxsize=2)(self._schedule)
+        self.own_schedule = lru_cache(maxsize=2)(self._own_schedule)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the round of the next pass; Lightning calls it at the start of every epoch."""
@@ -80,6 +86,13 @@ class RoundPlan(Sampler[list[int]]):
             else:
                 work.append(self._client_work(round_idx, client_id))
         return RoundSchedule(round_idx, chosen, tuple(work), failures)
+
+    def _own_schedule(self, round_idx: int) -> RoundSchedule:
+        """Return a round with the work of this process alone."""
+        schedule = self.schedule(round_idx)
+        if self.num_processes == 1:
+            return schedule
+        return replace(schedule, work=share_out(schedule.work, self.num_processes)[self.process])
 
     def fingerprint(self) -> str:
         """Return a hash of the population: its size and the shards of up to 32 clients, spread evenly over it."""
@@ -112,14 +125,14 @@ class RoundPlan(Sampler[list[int]]):
         """Iterate over the round's batches, without those that were trained before a resume."""
         if self.cohort is None:
             return iter(self._pooled())
-        flat = [batch for work in self.schedule(self.round_idx).work for batch in work.batches]
+        flat = [batch for work in self.own_schedule(self.round_idx).work for batch in work.batches]
         return iter(flat[self.skip :])  # does not use `skip` up: torch calls this twice when there are workers
 
     def __len__(self) -> int:
-        """Return the number of batches of the current round."""
+        """Return the number of batches of the current round, in this process."""
         if self.cohort is None:
             return -(-sum(len(self.shards[k]) for k in range(len(self.shards))) // self.batch_size)
-        return self.schedule(self.round_idx).num_batches
+        return self.own_schedule(self.round_idx).num_batches
 
 
 class RoundLoader(DataLoader[Any]):
@@ -164,8 +177,14 @@ class RoundLoader(DataLoader[Any]):
         yield from iterator
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the round stands, counted in trained batches."""
-        return {"round_idx": self.plan.round_idx, "committed": self.plan.committed}
+        """Return where the round stands, counted in trained batches; after the last one, the next round.
+
+        So a round that has ended has ended for any number of processes that go on from here.
+        """
+        plan = self.plan
+        if plan.cohort is not None and plan.committed >= len(plan):
+            return {"round_idx": plan.round_idx + 1, "committed": 0}
+        return {"round_idx": plan.round_idx, "committed": plan.committed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue a round; a state with all batches trained continues with the next round."""
@@ -181,14 +200,19 @@ class _ClientBatches(Sampler[list[int]]):
 
     def __init__(self, shards: Shards, batch_size: int) -> None:
         self.shards, self.batch_size = shards, batch_size
+        self.process, self.num_processes = 0, 1
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def _batches(self) -> Iterator[list[int]]:
         for client_id in range(len(self.shards)):
             shard = list(self.shards[client_id])
             yield from (shard[i : i + self.batch_size] for i in range(0, len(shard), self.batch_size))
 
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(self._batches(), self.process, None, self.num_processes)
+
     def __len__(self) -> int:
-        return sum(-(-len(self.shards[k]) // self.batch_size) for k in range(len(self.shards)))
+        total = sum(-(-len(self.shards[k]) // self.batch_size) for k in range(len(self.shards)))
+        return len(range(self.process, total, self.num_processes))
 
 
 class ClientLoader(DataLoader[Any]):
@@ -205,6 +229,13 @@ class ClientLoader(DataLoader[Any]):
     def __init__(
         self, dataset: Any, shards: Shards, batch_size: int = 32, personalised: bool = False, **kwargs: Any
     ) -> None:
-        super().__init__(dataset, batch_sampler=_ClientBatches(shards, batch_size), **kwargs)
+        self._batches = _ClientBatches(shards, batch_size)
+        super().__init__(dataset, batch_sampler=self._batches, **kwargs)
         self.personalised = personalised
         self.name = "personalised" if personalised else "clients"
+
+    def divide(self, process: int, num_processes: int) -> None:
+        """Leave this process every `num_processes`-th batch; with fewer batches than processes, all of them."""
+        self._batches.process, self._batches.num_processes = 0, 1
+        if len(self._batches) >= num_processes:
+            self._batches.process, self._batches.num_processes = process, num_processes

@@ -16,6 +16,7 @@ from pl_fed.errors import TooFewClientsError
 from pl_fed.federation import Federation
 from pl_fed.federation_state import load_federation, resume_round, save_federation
 from pl_fed.loaders import RoundPlan
+from pl_fed.round_sharing import Processes
 
 
 class FederatedLoop(Callback):
@@ -26,6 +27,7 @@ class FederatedLoop(Callback):
         self.federation: Federation | None = None
         self.plan: RoundPlan | None = None
         self._loaded: dict[str, Any] | None = None  # a checkpoint's state until training starts
+        self._steps_before = 0  # optimizer steps before the round
 
     @property
     def state_key(self) -> str:
@@ -89,7 +91,7 @@ class FederatedLoop(Callback):
         if epoch_loop.restarted_on_train_batch_end and epoch_loop.batch_progress.is_last_batch:
             # Lightning goes on with the next epoch if all batches are done, which it asks of the *next* round's length
             done = epoch_loop.batch_progress.current
-            done.completed = max(done.completed, self.plan.schedule(trainer.current_epoch).num_batches)
+            done.completed = max(done.completed, self.plan.own_schedule(trainer.current_epoch).num_batches)
 
     def _num_rounds(self, trainer: Trainer) -> int | None:
         return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
@@ -99,7 +101,8 @@ class FederatedLoop(Callback):
         if self.active and not self.mid_round:
             assert self.federation is not None and self.plan is not None
             self.plan.committed = 0
-            self.federation.start_round(self.plan.schedule(trainer.current_epoch), self._num_rounds(trainer))
+            self._steps_before = trainer.global_step
+            self.federation.start_round(self.plan.own_schedule(trainer.current_epoch), self._num_rounds(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin the round here if Lightning left ``on_train_epoch_start`` out: it resumed from a round's last batch."""
@@ -142,6 +145,7 @@ class FederatedLoop(Callback):
     def _finish_round(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.federation is not None and self.federation.context is not None
         round_idx = self.federation.context.round_idx
+        self._count_others(trainer, self.federation.processes)
         try:
             context = self.federation.finish_round()
         except TooFewClientsError:
@@ -149,6 +153,24 @@ class FederatedLoop(Callback):
             raise
         metrics = {"round": float(round_idx), **self._figures(context), **context.metrics}
         pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+
+    def _count_others(self, trainer: Trainer, processes: Processes) -> None:
+        """Count what other processes trained too, so that steps mean the same for any number of processes."""
+        if processes.number == 1:
+            return
+        assert self.plan is not None
+        epoch_loop = trainer.fit_loop.epoch_loop
+        own = (trainer.global_step - self._steps_before, self.plan.committed)
+        counts = processes.gather(own)[: len(self.plan.schedule(self.plan.round_idx).work)]  # the rest train no new one
+        steps, batches = (sum(column) for column in zip(*counts, strict=True))
+        optimizer = epoch_loop.automatic_optimization.optim_progress.optimizer
+        for progress, others in (
+            (optimizer.step.total, steps - own[0]),
+            (epoch_loop.batch_progress.total, batches - own[1]),
+        ):
+            for name in vars(progress):
+                setattr(progress, name, getattr(progress, name) + others)
+        epoch_loop._batches_that_stepped += steps - own[0]
 
     def _figures(self, context: RoundContext) -> dict[str, float]:
         reasons = list(context.failures.values())

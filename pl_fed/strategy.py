@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
-from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pl_fed.accounting import NetworkSize
@@ -22,6 +22,9 @@ from pl_fed.frozen import FrozenTensors
 from pl_fed.loaders import ClientLoader, RoundLoader
 from pl_fed.loop import FederatedLoop
 from pl_fed.personalised import PersonalisedEvaluation
+from pl_fed.process_group import ProcessGroupStrategy
+from pl_fed.processes import check_rounds, check_trainer
+from pl_fed.round_sharing import Processes
 from pl_fed.rounds import CohortConfig, LocalTraining, derive_seed
 from pl_fed.rules import AFLoRA, Rule
 from pl_fed.secure_round import SecureAggregation
@@ -29,8 +32,8 @@ from pl_fed.server_optimizer import ServerOptimizer
 from pl_fed.wire import Codecs
 
 
-class FederatedStrategy(SingleDeviceStrategy):
-    """Trains clients on one device, round by round; ``max_epochs`` counts rounds.
+class FederatedStrategy(ProcessGroupStrategy):
+    """Trains clients round by round; ``max_epochs`` counts rounds, ``devices`` and ``num_nodes`` processes.
 
     With a `RoundLoader` as the training loader, every epoch is a round: a cohort is chosen, each of its clients starts
     from the server's adapter and trains on its own shard, and a rule aggregates their updates. With ordinary loaders it
@@ -68,8 +71,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         seed: int | None = None,
         secure_aggregation: SecureAggregation | Literal["ideal", "pairwise"] | None = None,
     ) -> None:
-        super().__init__("cpu", checkpoint_io=AtomicCheckpointIO())
-        self.parallel_devices: list[torch.device] | None = None  # filled in by the Trainer from `accelerator=`
+        super().__init__(checkpoint_io=AtomicCheckpointIO())
         self._seed = seed
         self.config = FederationConfig(
             rule or AFLoRA(),
@@ -84,11 +86,6 @@ class FederatedStrategy(SingleDeviceStrategy):
         )
         self.engine = SequentialEngine()
         self.loop, self.personal = FederatedLoop(), PersonalisedEvaluation()
-
-    @property
-    def root_device(self) -> torch.device:
-        """The Trainer's device."""
-        return self.parallel_devices[0] if self.parallel_devices else self._root_device
 
     @property
     def trainer(self) -> Trainer:
@@ -106,10 +103,7 @@ class FederatedStrategy(SingleDeviceStrategy):
             self.loop.load_state_dict({})
 
     def _insert(self, *own: Callback) -> None:
-        """Put callbacks of ours before the first that writes checkpoints, once per Trainer.
-
-        Only when a loader asks for them: with ordinary ones the Trainer's callbacks stay the user's.
-        """
+        """Put callbacks of ours before the first that writes checkpoints, when a loader wants them."""
         callbacks = _callbacks(self.trainer)
         for callback in own:
             if callback not in callbacks:
@@ -117,12 +111,7 @@ class FederatedStrategy(SingleDeviceStrategy):
                 callbacks.insert(place, callback)
 
     def setup(self, trainer: Trainer) -> None:
-        """Set the device up and bind the adapter."""
-        if len(self.parallel_devices or ()) > 1:
-            raise FederatedConfigError(
-                f"Expected one device but got {len(self.parallel_devices or ())}: set `trainer.devices=1`. Clients are "
-                "trained one after the other."
-            )
+        """Bind the adapter, if nothing is trained."""
         super().setup(trainer)
         if trainer.state.fn != TrainerFn.FITTING:
             self._bind_adapter()
@@ -153,18 +142,22 @@ class FederatedStrategy(SingleDeviceStrategy):
         if known is None or not known.adapter.same_parameters(adapter):
             self.config.server_optimizer.reset()  # its moments may be another network's
             frozen = FrozenTensors.of(module, adapter.dense)
-            self.loop.federation = Federation(self.config, self.engine, adapter, size, self.loop.fire, frozen)
-        self.personal.federation = self.loop.federation
+            known = Federation(self.config, self.engine, adapter, size, self.loop.fire, frozen)
+        known.processes = Processes(self.world_size, self.gather, self.broadcast)
+        self.loop.federation = self.personal.federation = known
 
     def process_dataloader(self, dataloader: Any) -> Any:
         """Bind a training loader of rounds and note personalised ones; other loaders pass."""
-        if isinstance(dataloader, ClientLoader) and dataloader.personalised:
-            self._insert(self.personal)
+        if isinstance(dataloader, ClientLoader):
+            dataloader.divide(self.global_rank, self.world_size)
+            if dataloader.personalised:
+                self._insert(self.personal)
         if isinstance(dataloader, RoundLoader) and self.trainer.state.fn == TrainerFn.FITTING:
             self._check_supported()
             self._insert(self.personal, self.loop)  # in this order: the loop puts its client over the server's adapter
             # the length of an epoch is that of its round; Lightning otherwise computes it once
             self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+            dataloader.plan.process, dataloader.plan.num_processes = self.global_rank, self.world_size
             self.loop.bind(self.trainer, dataloader.plan)
         return dataloader
 
@@ -174,6 +167,7 @@ class FederatedStrategy(SingleDeviceStrategy):
                 "Expected automatic optimization but `automatic_optimization` is False: clients are swapped at "
                 "Lightning's optimizer steps. Use a plain strategy for this module."
             )
+        check_trainer(self.trainer, _callbacks(self.trainer), self.world_size)
         if len(self.optimizers) != 1:
             raise FederatedConfigError(f"Expected one optimizer but got {len(self.optimizers)}.")
         for callback in _callbacks(self.trainer):
@@ -183,6 +177,10 @@ class FederatedStrategy(SingleDeviceStrategy):
                     f"Expected no weight averaging over steps but got `{type(callback).__name__}`: it would average "
                     "over the steps of different clients. Use `server_optimizer` (momentum) instead."
                 )
+
+    def on_train_start(self) -> None:
+        """Refuse several processes without rounds."""
+        check_rounds(self.loop.active, self.world_size)
 
     # ------------------------------------------------------------------ checkpoint
 

@@ -246,12 +246,6 @@ def test_manual_optimization_is_refused() -> None:
         make_trainer(make_strategy()).fit(module, round_loader(), eval_loader())
 
 
-def test_two_devices_are_refused() -> None:
-    trainer = make_trainer(make_strategy(), devices=2)
-    with pytest.raises(FederatedConfigError, match="Expected one device but got 2"):
-        trainer.fit(TinyLM(), round_loader(), eval_loader())
-
-
 @pytest.mark.parametrize(
     ("rounds", "expected"),
     [(False, ["ModelCheckpoint"]), (True, ["PersonalisedEvaluation", "FederatedLoop", "ModelCheckpoint"])],
