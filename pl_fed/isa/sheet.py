@@ -11,7 +11,8 @@ from pl_fed.isa.images import ImageFile, ImageReadError, printable, read_image
 from pl_fed.isa.rubric import RUBRICS, to_level
 from pl_fed.isa.tables import Row
 
-_SIDE, _GAP, _CAPTION = 240, 12, 44  # pixels
+_SIDE, _GAP, _CAPTION, _REASONS = 240, 12, 44, 52  # pixels
+_LINES = 3  # of reasons in a picture
 _COLUMNS = 5
 _PAGE_SIDE = 480  # pixels, in a page
 _STYLE = """\
@@ -47,7 +48,7 @@ def caption(row: Row) -> str:
 
 
 def write_png(rows: Sequence[Row], path: Path, folder: Path | None) -> None:
-    """Draw the images in a grid, each with its name and scores below.
+    """Draw the images in a grid, each with its name, its scores and the beginning of the reasons below.
 
     Args:
         rows: The images in their order.
@@ -56,11 +57,12 @@ def write_png(rows: Sequence[Row], path: Path, folder: Path | None) -> None:
     """
     columns = max(1, min(_COLUMNS, len(rows)))
     lines = -(-len(rows) // columns)
-    size = (columns * (_SIDE + _GAP) + _GAP, lines * (_SIDE + _CAPTION + _GAP) + _GAP)
+    height = _SIDE + _CAPTION + _REASONS + _GAP
+    size = (columns * (_SIDE + _GAP) + _GAP, lines * height + _GAP)
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    draw, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(14), ImageFont.load_default(12)
     for i, row in enumerate(rows):
-        left, top = _GAP + i % columns * (_SIDE + _GAP), _GAP + i // columns * (_SIDE + _CAPTION + _GAP)
+        left, top = _GAP + i % columns * (_SIDE + _GAP), _GAP + i // columns * height
         image = find_image(row, folder)
         if image is None:
             draw.text((left, top + _SIDE // 2), "image not found", "gray", font)
@@ -69,7 +71,38 @@ def write_png(rows: Sequence[Row], path: Path, folder: Path | None) -> None:
             sheet.paste(image, (left + (_SIDE - image.width) // 2, top + (_SIDE - image.height) // 2))
         name = _fitting(printable(str(row["file_name"])), font)
         draw.text((left, top + _SIDE + 4), f"{name}\n{caption(row)}", "black", font)
+        draw.text((left, top + _SIDE + _CAPTION), "\n".join(_wrapped(reasons(row), small)), "dimgray", small)
     sheet.save(path)
+
+
+def reasons(row: Row) -> str:
+    """Return a row's clues in one line, or its description without any.
+
+    Example:
+        >>> reasons({"clues": [{"section": "Special time", "clues": ["a clock", "dusk"], "conclusion": "evening"}]})
+        'Special time: a clock; dusk → evening'
+    """
+    found = " · ".join(f"{finding['section']}: {_said(finding)}" for finding in row.get("clues") or [])
+    return " ".join((found or str(row.get("description") or "")).split())
+
+
+def _said(finding: Row) -> str:
+    clues = "; ".join(map(str, finding["clues"]))
+    return clues + (f" → {finding['conclusion']}" if finding["conclusion"] else "")
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Return a text in lines as wide as an image; what has no room is left out."""
+    lines, words = [""], printable(text).split()
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= _SIDE:
+            lines[-1] = longer
+        elif len(lines) == _LINES:
+            return [*lines[:-1], f"{lines[-1]} ..."]
+        else:
+            lines.append(_fitting(word, font))
+    return lines
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
@@ -108,6 +141,4 @@ def _figure(row: Row, folder: Path | None) -> str:
 
 
 def _section(finding: Row) -> str:
-    clues = "; ".join(map(str, finding["clues"]))
-    conclusion = f" → {finding['conclusion']}" if finding["conclusion"] else ""
-    return f"<li><i>{escape(str(finding['section']))}:</i> {escape(clues + conclusion)}</li>"
+    return f"<li><i>{escape(str(finding['section']))}:</i> {escape(_said(finding))}</li>"

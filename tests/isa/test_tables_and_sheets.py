@@ -103,9 +103,20 @@ def test_png_sheet(tmp_path: Path) -> None:
     saved(tmp_path, "a.png")
     write_png([row("a.png", 0.5, 0.5), row("gone.png", 0.5, 0.25)], tmp_path / "sheet.png", tmp_path)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (240 + 44 + 2 * 12, 2 * 252 + 12, 3)
+    assert sheet.shape == (240 + 44 + 52 + 2 * 12, 2 * 252 + 12, 3)
     middle = sheet[12 + 105 : 12 + 135, 12 + 100 : 12 + 140]
     assert np.array_equal(middle, np.asarray(picture())), "small images are not enlarged"
+
+
+def test_png_sheet_gives_reasons(tmp_path: Path) -> None:
+    """Clues are drawn below the scores, and never outside an image's own column."""
+    clues = [{"section": "Events", "clues": ["word" * 30, "short"], "conclusion": "x " * 200}]
+    write_png([row("a.png", 0.5, 0.5), row("b.png", 0.5, 0.5)], tmp_path / "none.png", tmp_path)
+    write_png([{**row("a.png", 0.5, 0.5), "clues": clues}, row("b.png", 0.5, 0.5)], tmp_path / "some.png", tmp_path)
+    none, some = (np.asarray(Image.open(tmp_path / name)) for name in ("none.png", "some.png"))
+    rows, columns = (none != some).any(-1).nonzero()
+    assert rows.size and rows.min() >= 12 + 240 + 44 and rows.max() < 12 + 240 + 44 + 52
+    assert columns.min() >= 12 and columns.max() < 12 + 252 + 12
 
 
 class Reader(HTMLParser):
