@@ -9,9 +9,11 @@ from matplotlib.ticker import MaxNLocator
 
 from pl_fed.attacks.defences import DefenceRow
 from pl_fed.attacks.report import ClientRow
+from pl_fed.callbacks._audit_result import AuditResult
 from pl_fed.callbacks._figures import INK, LINE, QUIET, _quiet
 
 MAX_CLIENTS = 8  # small pictures that fit on a page
+SMALL = 8  # points
 COLOURS = (LINE, "#c2552d", "#4d8b57", "#7d5ba6")
 
 
@@ -62,10 +64,38 @@ def noise_figure(rows: Sequence[DefenceRow]) -> Figure | None:
         plot.plot(places, heights, "o-", color=colour, linewidth=1.6, markersize=4, label=attack)
     plot.axhline(noisy[0].guess, color=INK, linestyle="--", linewidth=1.0, label="guess")
     plot.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
-    plot.set_xlabel("Noise multiplier (0: clipping alone)", color=INK)
-    plot.set_ylabel("Label accuracy", color=INK)
+    plot.set_xlabel("Noise multiplier (0: clipping alone)", color=INK, fontsize=SMALL)
+    plot.set_ylabel("Label accuracy", color=INK, fontsize=SMALL)
     plot.set_ylim(0.0, 1.03)
-    plot.legend(frameon=False, fontsize=8)
+    plot.tick_params(labelsize=SMALL)
+    plot.legend(frameon=False, fontsize=SMALL)
+    _quiet(plot)
+    return figure
+
+
+def cost_figure(result: AuditResult) -> Figure | None:
+    """Return what training under each defence reaches (bars) and what still leaks (dots); None if it was not measured.
+
+    Args:
+        result: The audit; defences whose cost was not measured are left out.
+    """
+    names = list(result.costs)
+    if not names:
+        return None
+    figure = Figure(figsize=(7.2, 0.34 * len(names) + 0.9), dpi=130, layout="constrained")
+    plot, places = figure.subplots(), range(len(names))
+    costs = list(result.costs.values())
+    spreads = [cost.spread or 0.0 for cost in costs]
+    bar = {"color": QUIET, "alpha": 0.45, "height": 0.7, "error_kw": {"ecolor": INK, "elinewidth": 1.0}}
+    plot.barh(places, [cost.mean for cost in costs], xerr=spreads, label=result.figure, **bar)
+    leaks = [row.label_accuracy if (row := result.leak(name)) else float("nan") for name in names]
+    plot.plot(leaks, places, "o", color=COLOURS[1], markersize=5, label="label accuracy of the best attack")
+    plot.axvline(result.rows[0].guess, color=INK, linestyle="--", linewidth=1.0, label="guess")
+    plot.set_yticks(places, names)
+    plot.invert_yaxis()
+    plot.set_xlim(0.0, 1.03)
+    plot.tick_params(labelsize=SMALL)
+    figure.legend(frameon=False, fontsize=SMALL, loc="outside lower center", ncols=3)
     _quiet(plot)
     return figure
 

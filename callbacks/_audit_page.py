@@ -1,11 +1,12 @@
 """One self-contained page about an audit, for people who decide and did not run it."""
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from pl_fed.attacks.report import counts_text
-from pl_fed.callbacks._audit_figures import MAX_CLIENTS, counts_figure, data_uri, noise_figure
+from pl_fed.callbacks._audit_figures import MAX_CLIENTS, cost_figure, counts_figure, data_uri, noise_figure
 from pl_fed.callbacks._audit_result import ABSENT, HOW_TO_MEASURE, NOT_MEASURED, AuditResult
 from pl_fed.callbacks._run_folder import replace_text
 
@@ -46,6 +47,13 @@ THREATS = (
     "The owner of the data made this page with simulated participants who were attacked on purpose; no data left the "
     "machine.",
 )
+ATTACKS = {
+    "fishing": "A crafted model for each participant; the sum of one round is taken apart.",
+    "same model": "One crafted model for everybody; the sums of several rounds with changing cohorts are solved.",
+    "LLG": "An honest round's sum, read by Label Leakage from Gradients; everybody is given the mix that it says.",
+    "iLRG": "The same by instance-wise batch label restoration.",
+    "true mix": "What knowing the true label mix of all participants together would give. It reads no update.",
+}
 LIMITS = (
     "The figures hold for this model, these data and these settings; other attacks exist, and a cleverer one may find "
     "more, so no figure here proves safety.",
@@ -77,7 +85,7 @@ def page(result: AuditResult) -> str:
         "<h1>Label inference audit</h1>",
         _paragraph(_verdict(result)),
         f"<h2>Threat model</h2>{_list(map(escape, THREATS))}",
-        f"<h2>Setting</h2>{_paragraph(escape(result.setting))}",
+        f"<h2>Setting</h2>{_paragraph(_text(result.setting))}",
         f"<h2>Attacks and defences</h2>{_matrix(result)}",
         f"<h2>What the server recovered of each participant</h2>{_clients(result)}",
         _noise(result),
@@ -107,7 +115,9 @@ def _matrix(result: AuditResult) -> str:
         "Each cell: share of a participant's labels that were named (and the share of participants whose counts are "
         f"all right). Guessing gives {result.rows[0].guess:.3f}; coloured cells lie more than {LEAK:g} above it."
     )
-    return f"{_table(head, lines)}{_paragraph(escape(text), quiet=True)}{notes}{_details(result)}"
+    attacks = _list(f"<strong>{a}</strong>: {escape(ATTACKS[a])}" for a in result.attacks if a in ATTACKS)
+    legend = f"<h3>The attacks</h3>{attacks}<h3>The defences</h3>{notes}"
+    return f"{_table(head, lines)}{_paragraph(escape(text), quiet=True)}{legend}{_details(result)}"
 
 
 def _mark(result: AuditResult, attack: str, defence: str) -> str:
@@ -135,8 +145,8 @@ def _clients(result: AuditResult) -> str:
     table = _table(["Participant", "True counts", "Recovered", "Label accuracy", "Guess"], lines)
     caption = "" if len(rows) <= MAX_CLIENTS else f" (the first {MAX_CLIENTS} of {len(rows)})"
     picture = _picture(data_uri(counts_figure(rows)), f"True and recovered label counts of each participant{caption}")
-    notes = _list(map(escape, report.notes)) if report.notes else ""
-    return f"{_paragraph(escape(report.setting), quiet=True)}{picture}{_folded('Numbers', table)}{notes}"
+    notes = _list(map(_text, report.notes)) if report.notes else ""
+    return f"{_paragraph(_text(report.setting), quiet=True)}{picture}{_folded('Numbers', table)}{notes}"
 
 
 def _noise(result: AuditResult) -> str:
@@ -147,12 +157,26 @@ def _noise(result: AuditResult) -> str:
 
 
 def _costs(result: AuditResult) -> str:
-    lines = [_row([defence, result.cost(defence)], ["", ""]) for defence in result.defences]
-    table = _table(["Defence", result.figure], lines)
-    if set(result.defences) <= set(result.accuracy):
-        return table
-    text = f"What is {NOT_MEASURED} can be: <code>{escape(HOW_TO_MEASURE)}</code>"
-    return table + _paragraph(text, quiet=True)
+    known, lines = list(result.costs), []
+    for name in known:
+        row = result.leak(name)
+        leak = ABSENT if row is None else f"{row.label_accuracy:.3f} ({row.attack})"
+        mark = "leak" if row is not None and row.label_accuracy > row.guess + LEAK else ""
+        lines.append(_row([name, result.cost(name), leak, f"{result.rows[0].guess:.3f}"], ["", "", mark, ""]))
+    parts = []
+    if known:
+        parts.append(_table(["Defence", result.figure, "Best attack names", "Guess"], lines))
+    if (figure := cost_figure(result)) is not None:
+        parts.append(_picture(data_uri(figure), f"{result.figure} under each defence beside what still leaks"))
+    if missing := [name for name in result.defences if name not in known]:
+        text = f"{NOT_MEASURED.capitalize()}: {escape('; '.join(missing))}. To measure more: "
+        parts.append(_paragraph(f"{text}<code>{escape(HOW_TO_MEASURE)}</code>", quiet=True))
+    return "".join(parts)
+
+
+def _text(text: str) -> str:
+    """Return a sentence as markup; what stands between backticks is code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _picture(uri: str, caption: str) -> str:

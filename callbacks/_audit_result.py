@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pl_fed.attacks.defences import DefenceRow
+from pl_fed.attacks.defended_attacks import TRUE_MIX
 from pl_fed.attacks.report import AuditReport, ClientRow
 from pl_fed.errors import FederatedConfigError
 
 ABSENT = "—"
 NOT_MEASURED = "not measured"
+SAME_COST = {"tripwire, evaded": "tripwire"}  # one defence against two attackers
 HOW_TO_MEASURE = "python cli.py audit --config configs/audit_defences.yaml"
 
 
@@ -73,9 +75,20 @@ class AuditResult:
         """Return what an attack finds under a defence."""
         return next((row for row in self.rows if (row.attack, row.defence) == (attack, defence)), None)
 
+    @property
+    def costs(self) -> dict[str, Accuracy]:
+        """What a model reaches under each defence that was measured; an attacker who evades one changes no cost."""
+        like = {name: SAME_COST.get(name, name) for name in self.defences}
+        return {name: self.accuracy[other] for name, other in like.items() if other in self.accuracy}
+
     def cost(self, defence: str) -> str:
         """Return what a model reaches under a defence, in words."""
-        return str(self.accuracy[defence]) if defence in self.accuracy else NOT_MEASURED
+        return str(self.costs[defence]) if defence in self.costs else NOT_MEASURED
+
+    def leak(self, defence: str) -> DefenceRow | None:
+        """Return the row of the attack that finds most under a defence, of those that read what clients send."""
+        rows = [row for row in self.rows if row.defence == defence and row.attack != TRUE_MIX]
+        return max(rows, key=lambda row: row.label_accuracy, default=None)
 
     def to_json(self) -> str:
         """Return strict JSON; what is infinite becomes null."""
@@ -117,7 +130,7 @@ class AuditResult:
         head = ["defence", *self.attacks, "tripwire alarms", self.figure]
         lines += ["", _line(head), _line(["---"] * len(head)), *(_line(row) for row in self.table()), ""]
         lines += [f"- {defence}: {note}" for defence, note in self.notes()]
-        if len(self.accuracy) < len(self.defences):
+        if len(self.costs) < len(self.defences):
             lines += ["", f"What is {NOT_MEASURED}: `{HOW_TO_MEASURE}`."]
         return "\n".join([*lines, ""])
 
@@ -133,7 +146,7 @@ class AuditResult:
 
     def notes(self) -> list[tuple[str, str]]:
         """Return what the figures of each defence rest on, by its name."""
-        found = dict.fromkeys((row.defence, row.note) for row in self.rows if row.note and row.attack != "true mix")
+        found = dict.fromkeys((row.defence, row.note) for row in self.rows if row.note and row.attack != TRUE_MIX)
         return list(found)
 
 

@@ -36,8 +36,11 @@ NOTES = {
     "clipping": "Every head update is clipped at the median norm; the server does not know the scale.",
     "dp": "As clipping, and Gaussian noise of {noise:g} times the clip on each round's sum; mean of {draws} draws.",
     "local_norms": "Clients keep their norm layers, so the server does not know the embeddings; the bias still tells.",
-    "binding": "All clients have the same model: nothing is refused.",
-    "tripwire": "Clients whose tripwire rings send nothing; the server does not know of it.",
+    "binding": "With one model for all (same model, and honest rounds) the hashes are equal: nothing is refused.",
+    "tripwire": (
+        "Clients whose tripwire rings send nothing; the server does not know of it. Clients that are no target of a "
+        "round are sent a model that leaves nothing to judge, and do not ring."
+    ),
     "evaded": "The server knows of the tripwire and crafts a norm weight that is small but not 0.",
 }
 

@@ -23,7 +23,7 @@ from torch import nn
 from pl_fed.attacks import AuditReport, DefenceRow, LocalSteps
 from pl_fed.attacks.report import ClientRow
 from pl_fed.callbacks import AuditPage, LabelInferenceAttack
-from pl_fed.callbacks._audit_figures import counts_figure, noise_figure
+from pl_fed.callbacks._audit_figures import cost_figure, counts_figure, noise_figure
 from pl_fed.callbacks._audit_page import LIMITS, THREATS, page, write_page
 from pl_fed.callbacks._audit_result import Accuracy, AuditResult
 from pl_fed.errors import FederatedConfigError
@@ -93,7 +93,7 @@ class Parsed(HTMLParser):
 
 
 def test_the_page() -> None:
-    """Three tables besides the numbers; nothing of the text becomes markup; pictures are inside."""
+    """Four tables; nothing of the text becomes markup; pictures are inside."""
     found = Parsed(page(RESULT))
     matrix, cells, numbers, costs = found.tables
     assert matrix == [
@@ -103,28 +103,43 @@ def test_the_page() -> None:
         ["DP 1", "0.650 (0.00)", "—", "—"],
         ["<script>", "0.625 (0.00)", "—", "50%"],
     ]
-    assert found.marked == ["1.000 (0.50)", "0.900 (0.50)"], "more than .05 above the guess"
+    assert found.marked == ["1.000 (0.50)", "0.900 (0.50)", "1.000 (fishing)"], "more than .05 above the guess"
     assert cells[1] == ["fishing", "none", "8", "3", "0.001", "0%"] and cells[4][2:] == ["—", "—", "—", "100%"]
     assert numbers[1:] == [["0", "3 1", "3 1", "1.000", "0.750"], ["1", "0 4", "not separated", "0.500", "0.500"]]
     assert costs[1:] == [
-        ["none", "0.900 ± 0.010 (3 seeds)"],
-        ["clipping", "not measured"],
-        ["DP 1", "0.800 (1 seed)"],
-        ["<script>", "not measured"],
+        ["none", "0.900 ± 0.010 (3 seeds)", "1.000 (fishing)", "0.625"],
+        ["DP 1", "0.800 (1 seed)", "0.650 (fishing)", "0.625"],
     ]
+    assert "Not measured: clipping; <script>." in found.text
     assert "python cli.py audit --config configs/audit_defences.yaml" in found.text
     assert "script" not in found.tags and "link" not in found.tags and len(THREATS) == 4
     assert all(text in found.text for text in (*THREATS, *LIMITS, "A <note> & more.", "A tiny <setting>."))
     assert "Of 2 attacked participants, the server read all label counts of 1 exactly and named 75%" in found.text
     for picture in found.images:
         assert Image.open(io.BytesIO(picture)).width > 200
-    assert len(found.images) == 2
+    assert len(found.images) == 3
+    assert "The same by instance-wise" not in found.text and "A crafted model for each participant" in found.text
 
 
 def test_without_noise_and_with_all_costs() -> None:
     everything = {row.defence: Accuracy(0.5, 0.0, 2) for row in ROWS}
     found = Parsed(page(replace(RESULT, rows=ROWS[:1], accuracy=everything)))
-    assert len(found.images) == 1 and "not measured" not in found.text
+    assert len(found.images) == 2 and "not measured" not in found.text.lower()
+
+
+def test_without_costs() -> None:
+    """No table of empty cells: one sentence that says how to measure."""
+    found = Parsed(page(replace(RESULT, accuracy={}, setting="Norm `a.<b>`.")))
+    assert len(found.tables) == 3 and len(found.images) == 2 and "code" in found.tags
+    assert "Not measured: none; clipping; DP 1; <script>." in found.text and "Norm a.<b>." in found.text
+
+
+def test_a_defence_costs_the_same_against_whoever_evades_it() -> None:
+    rows = [replace(ROWS[0], defence=name) for name in ("tripwire", "tripwire, evaded")]
+    result = replace(RESULT, rows=(*rows, replace(ROWS[0], attack="true mix", label_accuracy=1.1)))
+    result = replace(result, accuracy={"tripwire": Accuracy(0.7, None, 1)})
+    assert result.cost("tripwire, evaded") == "0.700 (1 seed)" and result.cost("none") == "not measured"
+    assert result.leak("none") is None and result.leak("tripwire") == rows[0]
 
 
 def test_twins(tmp_path: Path) -> None:
@@ -157,6 +172,10 @@ def test_figures() -> None:
     assert list(plots[0].get_lines()[0].get_ydata()) == [3, 1]
     assert [plot.get_visible() for plot in counts_figure([CLIENTS[0]] * 5).axes] == [True] * 5 + [False] * 3
     assert not counts_figure(CLIENTS).axes[1].get_lines(), "nothing was recovered"
+    figure = cost_figure(RESULT)
+    assert figure is not None and [bar.get_width() for bar in figure.axes[0].patches] == [0.9, 0.8]
+    dots = next(line for line in figure.axes[0].get_lines() if "attack" in str(line.get_label()))
+    assert list(dots.get_xdata()) == [1.0, 0.65] and cost_figure(replace(RESULT, accuracy={})) is None
 
 
 # The callback.
