@@ -23,6 +23,7 @@ from pl_fed.errors import FederatedConfigError
 
 PATTERNS = ("server/*", "val/*", "test*")  # W&B knows `*` at the end only
 PREFIXES = ("server/", "val", "test")
+UPLOAD = ("summary.json", "partition.png", "partition.csv", "clients.csv", "plots/*.png", "audit.html")
 
 
 class WandbRounds(Callback):
@@ -43,7 +44,7 @@ class WandbRounds(Callback):
     def __init__(
         self,
         config: dict[str, Any] | None = None,
-        upload: Sequence[str] = ("summary.json", "partition.png", "partition.csv", "clients.csv", "plots/*.png"),
+        upload: Sequence[str] = UPLOAD,
     ) -> None:
         self.config, self.upload = config, tuple(upload)
         self._round: int | None = None  # the last one that ended
