@@ -49,22 +49,24 @@ def test_its_fields_are_these_and_hold_numbers_only() -> None:
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_poisoning_all_else_changes_nothing(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """The module's tensors become NaN, the images and the single updates too, and no module can run any more."""
+    """The module's tensors become NaN, the single updates and the truth too; no image and no module is to be had."""
     net = mlp()
     played = play(net, label_draws([32] * 8), LocalSteps(steps, 0.01), scale=0.3)
     before = recover(played.observation)
     assert torch.equal(before.counts, played.true)
-    for tensor in [*net.parameters(), *net.buffers(), *(u.weight for u in played.updates), audited.digits()[0].clone()]:
+    for tensor in [*net.parameters(), *net.buffers(), *(u.weight for u in played.updates)]:
         if tensor.is_floating_point():
             tensor.data.fill_(float("nan"))
+    played.true.fill_(-1)
     for update in played.updates:
         assert update.bias is not None
         update.bias.fill_(float("nan"))
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("the attack ran a module")
+        raise AssertionError("the attack ran a module or read an image")
 
     monkeypatch.setattr(nn.Module, "__call__", refuse)
+    monkeypatch.setattr(audited, "digits", refuse)  # neither images nor labels
     torch.manual_seed(1)  # nor does it draw random numbers
     again = recover(played.observation)
     assert torch.equal(again.raw, before.raw) and torch.equal(again.counts, before.counts)
