@@ -12,6 +12,7 @@ from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import HeadUpdate, LocalSteps, Observation, PublicRound
 from pl_fed.attacks.quantise import FixedPointSum, SecureSum
 from pl_fed.attacks.report import AuditReport, make_report
+from pl_fed.attacks.saved import load_observation, save_observation
 from pl_fed.attacks.simulate import aggregate, client_update
 from pl_fed.attacks.solve import Recovery, recover
 from pl_fed.attacks.tripwire import Reading, read_tripwire
@@ -39,9 +40,11 @@ __all__ = [
     "exact_match",
     "find_target",
     "label_accuracy",
+    "load_observation",
     "make_models",
     "make_report",
     "read_tripwire",
     "recover",
     "recover_over_rounds",
+    "save_observation",
 ]
