@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -86,7 +87,7 @@ def cost_figure(result: AuditResult) -> Figure | None:
     plot, places = figure.subplots(), range(len(names))
     costs = list(result.costs.values())
     spreads = [cost.spread or 0.0 for cost in costs]
-    bar = {"color": QUIET, "alpha": 0.45, "height": 0.7, "error_kw": {"ecolor": INK, "elinewidth": 1.0}}
+    bar: dict[str, Any] = {"color": QUIET, "alpha": 0.45, "height": 0.7, "error_kw": {"ecolor": INK, "elinewidth": 1.0}}
     plot.barh(places, [cost.mean for cost in costs], xerr=spreads, label=result.figure, **bar)
     leaks = [row.label_accuracy if (row := result.leak(name)) else float("nan") for name in names]
     plot.plot(leaks, places, "o", color=COLOURS[1], markersize=5, label="label accuracy of the best attack")

@@ -48,11 +48,12 @@ class ClientDP(Callback):
         max_epsilon: float | None = None,
         accountant: Accountant = "rdp",
     ) -> None:
-        if clip <= 0 or noise_multiplier <= 0:
+        if not 0 < clip < math.inf or not 0 < noise_multiplier < math.inf:
             raise FederatedConfigError(
-                f"Expected `clip` and `noise_multiplier` of ClientDP above 0 but got {clip} and {noise_multiplier}."
+                "Expected finite `clip` and `noise_multiplier` of ClientDP above 0 but got "
+                f"{clip} and {noise_multiplier}."
             )
-        if not 0 < delta < 1 or (max_epsilon is not None and max_epsilon <= 0):
+        if not 0 < delta < 1 or (max_epsilon is not None and not max_epsilon > 0):
             raise FederatedConfigError(
                 f"Expected `delta` in (0, 1) and `max_epsilon` above 0 but got {delta} and {max_epsilon}."
             )

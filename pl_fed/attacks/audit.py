@@ -31,6 +31,7 @@ class SimulatedClients(Generic[Batch]):
         loss: The loss of one batch, by the module that is audited.
         true: Each client's label counts over its batches.
         first_mix: Label mix of the first client's first batch.
+        batch_sizes: Each client's number of labels over its batches.
         seed: Seed of the clients' dropout.
     """
 

@@ -5,6 +5,7 @@ loss here can be solved for it in closed form. The definitions are those of `tor
 `binary_cross_entropy_with_logits` with ``reduction="mean"``.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -46,7 +47,7 @@ class LossSpec:
                 "Expected `loss.label_smoothing` in [0, 1), and 0 with `bce_with_logits`, but got "
                 f"{self.label_smoothing} with `{self.name}`."
             )
-        if self.class_weights is not None and min(self.class_weights) <= 0:
+        if self.class_weights is not None and not all(0 < w < math.inf for w in self.class_weights):
             raise FederatedConfigError(
                 f"Expected positive `loss.class_weights` but got {self.class_weights}: a class of weight 0 leaves no "
                 "trace in a gradient."

@@ -1,5 +1,6 @@
 """All that the server of a round sees: the sum of the clients' head updates, its own models, and public settings."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pl_fed.attacks.cut_norm import CannotAttackError
 from pl_fed.attacks.fishing import FishingModels
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.errors import FederatedConfigError
@@ -38,11 +40,12 @@ class LocalSteps:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.steps < 1 or self.lr <= 0:
+        if self.steps < 1 or not 0 < self.lr < math.inf:
             raise FederatedConfigError(
-                f"Expected `local.steps` of 1 or more and `local.lr` above 0 but got {self.steps} and {self.lr}."
+                "Expected `local.steps` of 1 or more and a finite `local.lr` above 0 but got "
+                f"{self.steps} and {self.lr}."
             )
-        if not 0.0 <= self.momentum < 1.0 or self.weight_decay < 0:
+        if not 0.0 <= self.momentum < 1.0 or not 0 <= self.weight_decay < math.inf:
             raise FederatedConfigError(
                 "Expected `local.momentum` in [0, 1) and `local.weight_decay` of 0 or more but got "
                 f"{self.momentum} and {self.weight_decay}."
@@ -119,3 +122,37 @@ class Observation:
     aggregate: HeadUpdate
     models: FishingModels
     round: PublicRound
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together.
+
+        Raises:
+            FederatedConfigError: If they are not of one round.
+            CannotAttackError: If the sum is not finite.
+        """
+        found, expected = self.aggregate.weight.shape, self.models.head_weight.shape
+        if found != expected:
+            raise FederatedConfigError(
+                f"Expected an aggregate of the head's shape {tuple(expected)} but got {tuple(found)}: give the update "
+                "of the layer that the models were crafted for."
+            )
+        self._check_round()
+        if not bool(torch.isfinite(self.aggregate.flat()).all()):
+            raise CannotAttackError("Expected a finite aggregate but it has NaN or infinite values: training diverged.")
+
+    def _check_round(self) -> None:
+        models, weights, sizes = self.round.assignment, self.round.weights, self.round.batch_sizes
+        num_clients, num_models = len(models), len(self.models.logits)
+        if num_clients < 1 or len(weights) != num_clients or (sizes is not None and len(sizes) != num_clients):
+            raise FederatedConfigError(
+                "Expected a model, a weight and a batch size for each of one or more clients but got "
+                f"{num_clients}, {len(weights)} and {'none' if sizes is None else len(sizes)}."
+            )
+        if not 0 <= int(models.min()) <= int(models.max()) < num_models:
+            raise FederatedConfigError(
+                f"Expected `assignment` to number the {num_models} crafted models from 0 but got {models.tolist()}."
+            )
+        if not 0 < float(weights.min()) <= float(weights.max()) < math.inf:
+            raise FederatedConfigError(
+                f"Expected finite `weights` above 0 but got {weights.tolist()}: leave out clients that did not arrive."
+            )

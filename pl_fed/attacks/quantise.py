@@ -1,5 +1,6 @@
 """The sum that secure aggregation gives: fixed point, exact but for the rounding of each client's own vector."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -37,9 +38,9 @@ class FixedPointSum:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not 2 <= self.bits <= 32 or self.clip <= 0:
+        if not 2 <= self.bits <= 32 or not 0 < self.clip < math.inf:
             raise FederatedConfigError(
-                f"Expected `bits` in [2, 32] and `clip` above 0 but got {self.bits} and {self.clip}."
+                f"Expected `bits` in [2, 32] and a finite `clip` above 0 but got {self.bits} and {self.clip}."
             )
 
     def __call__(self, vectors: Sequence[Tensor]) -> Tensor:

@@ -33,8 +33,8 @@ def load_observation(path: Path) -> Observation:
     """
     try:
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        public = dict(found["round"])
-        settings = {"local": LocalSteps(**public.pop("local")), "loss": LossSpec(**public.pop("loss"))}
+        public: dict[str, Any] = dict(found["round"])
+        settings: dict[str, Any] = {"local": LocalSteps(**public.pop("local")), "loss": LossSpec(**public.pop("loss"))}
         models = FishingModels(**found["models"])
         return Observation(HeadUpdate(**found["aggregate"]), models, PublicRound(**public, **settings))
     except FileNotFoundError as error:

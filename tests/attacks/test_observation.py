@@ -1,5 +1,6 @@
 """The attack takes nothing but the server's view: by its types, and when everything else is poisoned."""
 
+import copy
 import dataclasses
 import inspect
 from typing import Any
@@ -147,6 +148,10 @@ def test_scale_without_an_absent_class_is_not_confirmed() -> None:
         (lambda: LocalSteps(steps=0), "`local.steps` of 1"),
         (lambda: LocalSteps(momentum=1.0), "`local.momentum` in"),
         (lambda: FixedPointSum(bits=1), "`bits` in"),
+        (lambda: FixedPointSum(clip=float("nan")), "finite `clip` above 0 but got 22 and nan"),
+        (lambda: LocalSteps(lr=float("nan")), "a finite `local.lr` above 0 but got 1 and nan"),
+        (lambda: LocalSteps(weight_decay=float("inf")), "`local.weight_decay` of 0 or more but got 0.0 and inf"),
+        (lambda: LossSpec(class_weights=(1.0, float("nan"))), "positive `loss.class_weights`"),
     ],
 )
 def test_messages(make: Any, message: str) -> None:
@@ -167,6 +172,27 @@ def test_unknown_choices(kind: Any, field: str, message: str) -> None:
         object.__setattr__(wrong, name, value)
     with pytest.raises(FederatedConfigError, match=message):  # without the tests' type checker
         inspect.unwrap(kind.__post_init__)(wrong)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("round", {"assignment": torch.tensor([0, 9])}, r"number the 2 crafted models from 0 but got \[0, 9\]"),
+        ("round", {"weights": torch.ones(3)}, "for each of one or more clients but got 2, 3 and 2"),
+        ("round", {"weights": torch.tensor([1.0, 0.0])}, "finite `weights` above 0"),
+        ("round", {"batch_sizes": torch.tensor([8])}, "but got 2, 2 and 1"),
+        ("aggregate", {"weight": torch.zeros(10, 3)}, r"head's shape \(10, 64\) but got \(10, 3\)"),
+        ("aggregate", {"weight": torch.full((10, 64), float("nan"))}, "a finite aggregate .* training diverged"),
+    ],
+)
+def test_observations_are_checked(part: str, change: dict[str, Tensor], message: str) -> None:
+    """One sentence, not an error of torch: an observation may come from a file."""
+    seen = play(mlp(), label_draws([8] * 2)).observation
+    wrong = copy.copy(getattr(seen, part))
+    vars(wrong).update(change)  # past the tests' type checker
+    vars(seen)[part] = wrong
+    with pytest.raises(FederatedConfigError, match=message):
+        inspect.unwrap(Observation.__post_init__)(seen)
 
 
 def test_rounds_with_one_model_are_checked() -> None:

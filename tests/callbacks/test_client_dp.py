@@ -151,6 +151,7 @@ def test_rules_that_let_one_client_count_for_more_are_refused(rule: Any) -> None
     [
         ({"clip": 0.0}, "above 0 but got 0.0 and 1.0"),
         ({"noise_multiplier": -1.0}, "above 0 but got 1.0 and -1.0"),
+        ({"noise_multiplier": float("nan")}, "finite `clip` and `noise_multiplier` .* got 1.0 and nan"),
         ({"delta": 1.0}, r"`delta` in \(0, 1\)"),
         ({"max_epsilon": 0.0}, "`max_epsilon` above 0"),
     ],
