@@ -10,10 +10,9 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +28,6 @@ from pl_fed.attacks.report import mix_of
 from pl_fed.attacks.simulate import aggregate, client_update
 from pl_fed.attacks.solve import Correction, recover
 from pl_fed.attacks.tripwire import Reading
-from pl_fed.datamodules.image_sources import load_image_splits
 from tests.helpers import audited
 from tests.helpers.audited import (
     NETS,
@@ -44,6 +42,7 @@ from tests.helpers.audited import (
     small_cnn,
     train_a_little,
 )
+from tests.helpers.fashion_mnist import fashion_mnist
 
 Result = tuple[float, float, float]  # label accuracy, exact matches, what guessing gives
 Case = Callable[[int], Result]
@@ -229,15 +228,6 @@ def print_defences(seeds: range) -> None:
     print(f"Guess: {statistics.mean(row.guess for rows in found.values() for row in rows):.3f}")
 
 
-@lru_cache(maxsize=1)
-def fashion_mnist() -> tuple[Tensor, Tensor]:
-    """Return test images of Fashion-MNIST, averaged to the size that the small networks take, and their labels."""
-    rows = load_image_splits("fashion-mnist")["test"].select(range(5000))
-    images = torch.stack([torch.tensor(np.asarray(image), dtype=torch.float32) for image in rows["image"]])[:, None]
-    images = nn.functional.adaptive_avg_pool2d(images, 8)
-    return (images - images.mean()) / images.std(), torch.tensor(rows["label"])
-
-
 PARTS = {"cases": print_cases, "tripwire": print_tripwire, "evasion": print_evasion, "defences": print_defences}
 
 
@@ -248,7 +238,7 @@ def main() -> None:
     parser.add_argument("--images", choices=["digits", "fashion-mnist"], default="digits")
     given = parser.parse_args()
     if given.images == "fashion-mnist":
-        audited.digits = fashion_mnist
+        audited.digits = partial(fashion_mnist, 8)
     torch.set_num_threads(1)
     for name, part in PARTS.items():
         if given.part in (None, name):
