@@ -8,12 +8,13 @@ such group a layer.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pl_fed.errors import FederatedConfigError
 from pl_fed.privacy import FixedPoint, IdealSum, PairwiseSum, SecureSum
 from pl_fed.privacy.binding import model_hash, tensor_bytes
 from pl_fed.privacy.fixed_point import choose_ring, decode_mean, encode, mean_error_bound
@@ -22,6 +23,8 @@ from pl_fed.privacy.ring import Ring
 from pl_fed.rounds import derive_seed
 from pl_fed.rules.base import Rule
 from pl_fed.updates import AdapterState, Slots, Update
+
+Backend = Literal["ideal", "pairwise"]
 
 Group = tuple[str, Layout]  # a layer, or "" for everything of one mass; its tensors
 
@@ -41,7 +44,7 @@ class SecureAggregation:
             label-inference attack works. Needs `codecs.down: float32`, since a lossy broadcast differs by client.
     """
 
-    backend: Literal["ideal", "pairwise"] = "ideal"
+    backend: Backend = "ideal"
     bits: int = 22
     clip: float = 8.0
     stochastic: bool = True
@@ -49,7 +52,14 @@ class SecureAggregation:
     binding: bool = True
 
     def __post_init__(self) -> None:
-        """Check bits and clip."""
+        """Check backend, bits, clip and threshold."""
+        if self.backend not in get_args(Backend):
+            raise FederatedConfigError(f"Expected `backend` out of {get_args(Backend)} but got `{self.backend}`.")
+        if self.threshold is not None and self.threshold < 2:
+            raise FederatedConfigError(
+                f"Expected `threshold` of 2 or more, and above half of a cohort, but got {self.threshold}: null takes "
+                "two thirds."
+            )
         self.fixed_point  # noqa: B018
 
     @property

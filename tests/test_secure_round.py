@@ -1,5 +1,7 @@
 """Federated rounds behind secure aggregation: the same model up to the rounding, and no update on the server."""
 
+import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,18 @@ def test_a_client_with_another_model_stops_the_round(backend: str) -> None:
 def test_clipped_values_are_counted() -> None:
     _, _, trainer = run(FedIT(), SecureAggregation(clip=1e-4))
     assert trainer.callback_metrics["server/secure_clipped_share"] > 0.1
+
+
+def test_settings_are_checked() -> None:
+    for threshold in (1, -3):
+        with pytest.raises(FederatedConfigError, match=f"`threshold` of 2 or more, .* but got {threshold}"):
+            SecureAggregation(threshold=threshold)
+    with pytest.raises(FederatedConfigError, match="`clip` to be positive and finite but got nan"):
+        SecureAggregation(clip=float("nan"))
+    wrong = copy.copy(SecureAggregation())
+    object.__setattr__(wrong, "backend", "none")  # past the tests' type checker
+    with pytest.raises(FederatedConfigError, match=r"`backend` out of \('ideal', 'pairwise'\) but got `none`"):
+        inspect.unwrap(SecureAggregation.__post_init__)(wrong)
 
 
 @pytest.mark.parametrize(
