@@ -89,7 +89,7 @@ class Seed:
         pl.seed_everything(self.seed, verbose=False)
         network = NetworkSettings({"width": self.options.width}, in_channels=3, image_size=self.options.pixels)
         scorer = ImageScorer("icnet", network, partial(torch.optim.AdamW, lr=1e-3))
-        return self._trained(scorer, "cot", 4 * self.options.epochs)
+        return self._trained(scorer, "cot", 3 * self.options.epochs)
 
     def text(self, kind: str) -> Scored:
         return self._trained(self._scorer(), kind, self.options.epochs)
@@ -98,7 +98,7 @@ class Seed:
         """AFLoRA over clients with unequal ranks; what central training sees stays divided between them."""
         cohort = CohortConfig(clients=len(RANKS))
         strategy = FederatedStrategy(AFLoRA(), cohort, clients=ClientsConfig(ranks=RANKS), seed=self.seed)
-        return self._trained(self._scorer(), "sites", 4 * self.options.epochs, strategy)
+        return self._trained(self._scorer(), "sites", 2 * self.options.epochs, strategy)
 
     def _scorer(self) -> SemanticScorer:
         pl.seed_everything(self.seed, verbose=False)
@@ -109,7 +109,12 @@ class Seed:
     def _trained(self, module: pl.LightningModule, kind: str, epochs: int, strategy: Any = "auto") -> Scored:
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = pl.Trainer(
-            accelerator="cpu", max_epochs=epochs, enable_model_summary=False, strategy=strategy, **quiet
+            accelerator="cpu",
+            max_epochs=epochs,
+            enable_model_summary=False,
+            strategy=strategy,
+            gradient_clip_val=1.0,
+            **quiet,
         )
         trainer.fit(module, self.data[kind].train_dataloader())
         loader = self.data[kind].predict_dataloader()
@@ -148,11 +153,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200, help="scenes of a seed; 30 % of them test")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=5, help="of the text scorer; the image network takes four times")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=8,
+        help="of the text scorer; the image network takes three times, rounds are twice",
+    )
     parser.add_argument("--tokens", type=int, default=128, help="of a text")
     parser.add_argument("--pixels", type=int, default=96, help="height and width of the image network's input")
     parser.add_argument("--width", type=int, default=16, help="channels of the image network's first stage")
-    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate of the text scorer")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the text scorer")
     parser.add_argument("--levels", type=int, default=5, help="that the text scorer learns")
     parser.add_argument("--zero_shot", type=int, default=10, help="images of a seed for the zero-shot rubric")
     options = parser.parse_args()
