@@ -152,14 +152,11 @@ class Adapter:
 
     def parameters(self) -> list[Tensor]:
         """Return every federated tensor and diagonal, in a fixed order."""
-        low_rank: list[Tensor]
-        low_rank = [p for layer in self.layers.values() for p in (layer.a, layer.b, layer.diagonal) if p is not None]
-        return low_rank + list(self.dense.values())
+        return list(self.live().values())
 
     def same_parameters(self, other: "Adapter") -> bool:
         """Tell whether two adapters are bound to the same network."""
-        mine, others = self.parameters(), other.parameters()
-        return len(mine) == len(others) and all(p is q for p, q in zip(mine, others, strict=True))
+        return list(map(id, self.parameters())) == list(map(id, other.parameters()))
 
     def read(self) -> AdapterState:
         """Return the current values; they share memory with the parameters."""
@@ -172,13 +169,17 @@ class Adapter:
         found = {name: layer.diagonal for name, layer in self.layers.items()}
         return {name: diagonal.detach() for name, diagonal in found.items() if diagonal is not None}
 
-    def trained(self) -> dict[str, Tensor]:
-        """Return what has gradients now, under flat names: those of `AdapterState.tensors` and ``<layer>/diagonal``."""
-        found = {name: value for name, value in self.dense.items() if value.requires_grad}
+    def live(self) -> dict[str, Tensor]:
+        """Return what `parameters` has, under the names of `AdapterState.tensors` and ``<layer>/diagonal``."""
+        found: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             parts = {"a": layer.a, "b": layer.b, "diagonal": layer.diagonal}
-            found.update({f"{name}/{side}": p for side, p in parts.items() if p is not None and p.requires_grad})
-        return found
+            found.update({f"{name}/{side}": value for side, value in parts.items() if value is not None})
+        return {**found, **self.dense}
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return those of `live` that have gradients now."""
+        return {name: value for name, value in self.live().items() if value.requires_grad}
 
     @torch.no_grad()
     def write(self, state: AdapterState, slots: Slots | None = None) -> None:

@@ -12,17 +12,18 @@ from pl_fed.clients import ClientState
 from pl_fed.context import ClientContext
 from pl_fed.errors import ClientFailureError
 from pl_fed.exchange import fault_of, folded, kept_parts, like, restricted, view_of, with_kept
+from pl_fed.progress import ClientInProgress
 from pl_fed.rounds import derive_seed
 from pl_fed.secure_round import broadcast_digest, message_bytes, received
-from pl_fed.updates import AdapterState, Broadcast, Slots, Update
+from pl_fed.updates import AdapterState, Broadcast, Update
 from pl_fed.wire import Wire
 
 if TYPE_CHECKING:
     from pl_fed.federation import Federation
 
 
-def start_client(federation: "Federation", position: int) -> None:
-    """Broadcast to a client and load it into the network."""
+def start_client(federation: "Federation", position: int) -> ClientInProgress:
+    """Broadcast to a client and load it into the network; it is then the current one."""
     context, schedule, config = federation.context, federation.schedule, federation.config
     assert context is not None and schedule is not None and federation.cost is not None
     work = schedule.work[position]
@@ -32,7 +33,8 @@ def start_client(federation: "Federation", position: int) -> None:
     if config.rule.rotates:  # ordered by importance: a client of that many slots holds the first
         slots = {name: torch.arange(len(ids), device=ids.device) for name, ids in slots.items()}
     client = ClientContext(work.client_id, position, len(schedule.work), work.num_examples, cap, slots)
-    context.client, federation.step = client, 0
+    current = ClientInProgress(client)
+    federation.select(current)
     _fire_client(federation, "on_client_start")
     _broadcast(federation, client, state)
     _fire_client(federation, "on_broadcast")
@@ -42,13 +44,15 @@ def start_client(federation: "Federation", position: int) -> None:
     secure = config.secure_aggregation
     if secure is not None and secure.binding:
         hashes = received(view, client.broadcast.base, client.slots, federation.published)
-        federation.digest = broadcast_digest(context.round_idx, config.rule, hashes)
+        current.digest = broadcast_digest(context.round_idx, config.rule, hashes)
     view = with_kept(view, state.kept, client.slots)
     seed = derive_seed(config.seed, context.round_idx, work.client_id, 0x5E)
+    federation.engine.check_base(client.broadcast.base)
     federation.frozen.put(client.broadcast.base)
     federation.engine.begin(view, client.slots, state, seed, config.local.optimizer == "kept")
-    federation.before = _held(federation)
-    federation.start = start_values(federation, client.slots)
+    current.before = _held(federation)
+    current.start = start_values(federation, current)
+    return current
 
 
 def _held(federation: "Federation") -> AdapterState:
@@ -60,16 +64,15 @@ def _held(federation: "Federation") -> AdapterState:
     return held
 
 
-def start_values(federation: "Federation", slots: Slots) -> dict[str, Tensor]:
-    """Return the values that the client in training began with, for a correction of its gradients; else nothing."""
+def start_values(federation: "Federation", current: ClientInProgress) -> dict[str, Tensor]:
+    """Return the values that a client in training began with, for a correction of its gradients; else nothing."""
     if federation.config.local.correction is None:
         return {}
-    assert federation.before is not None
     ones = {
-        f"{name}/diagonal": torch.zeros_like(value).index_fill_(0, slots[name], 1.0)
+        f"{name}/diagonal": torch.zeros_like(value).index_fill_(0, current.client.slots[name], 1.0)
         for name, value in federation.adapter.diagonals().items()
     }
-    return {**federation.before.tensors(), **ones}
+    return {**current.before.tensors(), **ones}
 
 
 def _broadcast(federation: "Federation", client: ClientContext, state: ClientState) -> None:
@@ -87,7 +90,7 @@ def _broadcast(federation: "Federation", client: ClientContext, state: ClientSta
     controls = federation.controls
     if controls is not None:
         message = controls.message(client.slots, trained - rule.keeps, "dense" not in rule.keeps)
-        controls.begin(wire.broadcast(message), state.control)
+        federation.progress.control = controls.begin(wire.broadcast(message), state.control)
     client.download_bytes = wire.num_bytes + federation.missed_bytes(state)
     state.slots, state.num_merges = dict(client.slots), len(federation.merge_bytes)
     state.versions = {
@@ -120,13 +123,13 @@ def _fire_client(federation: "Federation", hook: str) -> None:
 
 def finish_client(federation: "Federation") -> None:
     """Turn the current client's training into an update, or leave the client out."""
-    context = federation.context
-    assert context is not None and context.client is not None and federation.before is not None
-    client, rule = context.client, federation.config.rule
+    context, current = federation.context, federation.progress
+    assert context is not None
+    client, rule = current.client, federation.config.rule
     client.after = _held(federation)
     federation.frozen.restore()
     client.diagonals = {name: value.clone() for name, value in federation.adapter.diagonals().items()}
-    client.slots = rule.prune(federation.before, folded(client.after, client.diagonals), client.slots)
+    client.slots = rule.prune(current.before, folded(client.after, client.diagonals), client.slots)
     if client.client_id not in context.failures:
         _fire_client(federation, "on_client_end")
     if client.client_id not in context.failures:
@@ -141,7 +144,7 @@ def finish_client(federation: "Federation") -> None:
         _accept(federation, client)
     client.broadcast, client.after, client.diagonals, client.update = Broadcast(), None, {}, None
     context.finished.append(client)
-    context.client, federation.before, federation.start = None, None, {}
+    federation.select(None)
 
 
 def _accept(federation: "Federation", client: ClientContext) -> None:
@@ -168,26 +171,29 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _upload(federation: "Federation", client: ClientContext) -> None:
-    rule, before, after = federation.config.rule, federation.before, client.after
-    assert federation.context is not None and before is not None and after is not None
+    rule, before, after = federation.config.rule, federation.progress.before, client.after
+    assert federation.context is not None and after is not None
     sides = rule.sides(federation.context.round_idx)
     layers = rule.update(before, after, client.diagonals, client.slots, sides)
     sent = {} if "dense" in rule.keeps else after.dense
     dense = {name: value - before.dense[name] for name, value in sent.items() if name not in federation.norms}
     update = Update(client.client_id, _trained_examples(federation, client), layers, dense)
     if federation.controls is not None:
-        update.control = federation.controls.update(client, federation.states[client.client_id].control)
+        update.control = federation.controls.update(
+            client, federation.progress.control, federation.states[client.client_id].control
+        )
     generator = _generator(federation, client.client_id, 0x0B)
     wire = Wire(federation.config.codecs.up, generator, rule.sends_slots, exact_a=False)
     client.update, client.upload_bytes = wire.update(update), wire.num_bytes
     if federation.config.secure_aggregation is not None:
         client.upload_bytes = message_bytes(rule, federation.server, update)
-        client.update.digest = federation.digest
+        client.update.digest = federation.progress.digest
 
 
 def _trained_examples(federation: "Federation", client: ClientContext) -> int:
     """Return the client's weight: its shard's size, or the share of it that `limit_train_batches` left."""
-    share = federation.step / len(federation.work.batches)
+    assert federation.schedule is not None
+    share = federation.progress.step / len(federation.schedule.work[client.position].batches)
     return client.num_examples if share >= 1 else max(1, round(client.num_examples * share))
 
 

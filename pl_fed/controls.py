@@ -16,20 +16,48 @@ from pl_fed.updates import AdapterState, Broadcast, LayerSlots, Slots, Update, s
 
 
 @dataclass
-class Controls:
-    """Control variates of server and client.
+class ClientControl:
+    """A client in training.
 
     Args:
-        server: The server's variate, at its rank.
         drift: The server's variate minus the client's, by flat name, zero outside the client's slots.
         sums: Sum of the client's uncorrected gradients so far.
         steps: Number of its optimizer steps so far.
     """
 
-    server: AdapterState
     drift: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
+
+    def record(self, trained: Mapping[str, Tensor]) -> None:
+        """Add the gradients of one optimizer step."""
+        self.steps += 1
+        for name in self.drift:
+            gradient = trained[name].grad
+            if gradient is not None:
+                known = self.sums.get(name)
+                self.sums[name] = gradient.detach().clone() if known is None else known.add_(gradient)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as tensors and primitives."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "ClientControl":
+        """Rebuild it on `device`."""
+        drift, sums = ({n: v.to(device) for n, v in state[key].items()} for key in ("drift", "sums"))
+        return cls(drift, sums, state["steps"])
+
+
+@dataclass
+class Controls:
+    """Control variates of the server, and what becomes of a client's.
+
+    Args:
+        server: The server's variate, at its rank.
+    """
+
+    server: AdapterState
 
     @classmethod
     def zero(cls, server: AdapterState) -> "Controls":
@@ -46,13 +74,14 @@ class Controls:
             layers[name] = LayerSlots(ids, a, b)
         return Broadcast(layers, dict(self.server.dense) if dense else {})
 
-    def begin(self, message: Broadcast, own: Mapping[str, Tensor]) -> None:
+    def begin(self, message: Broadcast, own: Mapping[str, Tensor]) -> ClientControl:
         """Start a client with the variate that arrived and its own."""
-        self.sums, self.steps, self.drift = {}, 0, {}
+        drift = {}
         for name, value in scattered(message.layers, message.dense, self.server).items():
             mask = self._mask(name, message.layers)
             known = own.get(name)
-            self.drift[name] = value if known is None else (value - known.to(value)) * mask
+            drift[name] = value if known is None else (value - known.to(value)) * mask
+        return ClientControl(drift)
 
     def _mask(self, name: str, layers: Mapping[str, LayerSlots]) -> Tensor:
         layer, _, side = name.rpartition("/")
@@ -62,20 +91,11 @@ class Controls:
         mask = known.a.new_zeros(known.a.shape[0]).index_fill_(0, ids, 1.0)  # (rank,)
         return mask[:, None] if side == "a" else mask
 
-    def record(self, trained: Mapping[str, Tensor]) -> None:
-        """Add the gradients of one optimizer step."""
-        self.steps += 1
-        for name in self.drift:
-            gradient = trained[name].grad
-            if gradient is not None:
-                known = self.sums.get(name)
-                self.sums[name] = gradient.detach().clone() if known is None else known.add_(gradient)
-
-    def update(self, client: ClientContext, own: Mapping[str, Tensor]) -> Update:
+    def update(self, client: ClientContext, control: ClientControl, own: Mapping[str, Tensor]) -> Update:
         """Return the change of the client's variate on the slots it still holds."""
         change = {}
-        for name, drift in self.drift.items():
-            mean = self.sums.get(name, torch.zeros_like(drift)) / max(1, self.steps)
+        for name, drift in control.drift.items():
+            mean = control.sums.get(name, torch.zeros_like(drift)) / max(1, control.steps)
             change[name] = mean - own.get(name, torch.zeros_like(mean)).to(mean)
         layers = {}
         for name, ids in client.slots.items():
@@ -96,11 +116,10 @@ class Controls:
         self.server = add_updates(self.server, changes, {name: share for name in ["", *self.server.layers]})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything as tensors and primitives."""
-        return {"server": self.server.tensors(), "drift": self.drift, "sums": self.sums, "steps": self.steps}
+        """Return the server's variate as tensors."""
+        return {"server": self.server.tensors()}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "Controls":
-        """Rebuild the variates on `device`."""
-        parts = {key: {n: v.to(device) for n, v in state[key].items()} for key in ("server", "drift", "sums")}
-        return cls(AdapterState.from_tensors(parts["server"]), parts["drift"], parts["sums"], state["steps"])
+        """Rebuild the variate on `device`."""
+        return cls(AdapterState.from_tensors({n: v.to(device) for n, v in state["server"].items()}))

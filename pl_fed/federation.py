@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from pl_fed import client_round
+from pl_fed import chunk_round
 from pl_fed.accounting import NetworkSize, plan_cost
 from pl_fed.adapters import Adapter
 from pl_fed.clients import ClientCost, ClientState
@@ -22,9 +21,9 @@ from pl_fed.exchange import like
 from pl_fed.federation_config import FederationConfig
 from pl_fed.frozen import FrozenTensors
 from pl_fed.loaders import RoundPlan
+from pl_fed.progress import ClientInProgress
 from pl_fed.round_sharing import Processes, share_round, share_server
-from pl_fed.rounds import ClientWork, RoundSchedule, Shards, derive_seed
-from pl_fed.rules.base import TrainedLayer
+from pl_fed.rounds import RoundSchedule, Shards, derive_seed
 from pl_fed.secure_round import published, secure_aggregate
 from pl_fed.updates import AdapterState, Update, prefix_slots
 
@@ -55,13 +54,12 @@ class Federation:
     sealed: list[Update] = field(default_factory=list)  # with secure aggregation: what only the sum is known of
     context: RoundContext | None = None
     schedule: RoundSchedule | None = None
-    step: int = 0  # batches of the current client that were trained
-    before: AdapterState | None = None  # what the current client started from
-    start: dict[str, Tensor] = field(default_factory=dict)  # the same by flat name, for a correction of gradients
+    chunk_idx: int = 0  # which chunk of the schedule is in training
+    chunk: list[ClientInProgress] = field(default_factory=list)  # its clients, those with more batches first
+    current: ClientInProgress | None = None  # the one whose hooks are called
     cost: ClientCost | None = None
     server: AdapterState = field(default_factory=AdapterState)
     published: dict[str, str] = field(default_factory=dict)  # hashes of what is broadcast, with secure aggregation
-    digest: str = ""  # of what the current client received
     population: int | None = None
     shards: str | None = None  # fingerprint of the population's shards
     source: Shards | None = None  # the shards that were compared with it
@@ -88,7 +86,7 @@ class Federation:
         if plan.shards is not self.source:
             self._check_population(plan)
         config.clients.check_ranks(self.adapter.rank)
-        plan.bind(config.cohort, config.local, config.seed, plan.accumulate)
+        plan.bind(config.cohort, config.local, config.seed, plan.accumulate, self.engine.clients_per_chunk)
         if self.cost is None:  # once, from the first round, so that caps are the same in every round and after a resume
             correction = config.local.correction
             controls = correction is not None and correction.has_controls
@@ -121,9 +119,9 @@ class Federation:
         return min(whole, sum(self.merge_bytes[state.num_merges :]))
 
     def start_round(self, schedule: RoundSchedule, num_rounds: int | None) -> None:
-        """Begin a round and load its first client."""
+        """Begin a round and load its first clients."""
         self.sync_server()
-        self.schedule, self.step = schedule, 0
+        self.schedule = schedule
         self.context = RoundContext(
             schedule.round_idx,
             num_rounds,
@@ -140,37 +138,18 @@ class Federation:
         if correction is not None and correction.has_controls and self.controls is None:
             self.controls = Controls.zero(self.server)
         self.fire("on_round_start", self.context)
-        self.start_client(0)
-
-    def start_client(self, position: int) -> None:
-        """Broadcast to a client and load it into the network."""
-        client_round.start_client(self, position)
-
-    def finish_client(self) -> None:
-        """Turn the current client's training into an update, or leave the client out."""
-        client_round.finish_client(self)
-
-    def before_step(self) -> None:
-        """Add the rule's penalty and the correction to the gradients."""
-        rule, correction = self.config.rule, self.config.local.correction
-        if not rule.has_penalty and correction is None:
-            return
-        assert self.context is not None and self.context.client is not None
-        slots = self.context.client.slots
-        if rule.has_penalty:
-            layers = self.adapter.layers.items()
-            rule.add_penalty({name: TrainedLayer(x.a, x.b, x.diagonal, slots[name]) for name, x in layers})
-        if correction is not None:
-            trained = self.adapter.trained()
-            if self.controls is not None:
-                self.controls.record(trained)
-            correction.correct(trained, self.start, self.controls.drift if self.controls is not None else {})
+        chunk_round.start_chunk(self, 0)
 
     @property
-    def work(self) -> ClientWork:
-        """The current client's work."""
-        assert self.context is not None and self.context.client is not None and self.schedule is not None
-        return self.schedule.work[self.context.client.position]
+    def progress(self) -> ClientInProgress:
+        """The current client."""
+        assert self.current is not None
+        return self.current
+
+    def select(self, client: ClientInProgress | None) -> None:
+        """Make a client the current one, or none."""
+        assert self.context is not None
+        self.current, self.context.client = client, None if client is None else client.client
 
     def finish_round(self) -> RoundContext:
         """Aggregate, apply, and leave the network with the server's next adapter.
@@ -183,7 +162,7 @@ class Federation:
         context, config = self.context, self.config
         assert context is not None
         self.context, self.schedule = None, None
-        self._drop_client()
+        self._drop_clients()
         received, self.sealed = [*context.updates, *self.sealed], []
         config.cohort.check_survivors(context.round_idx, len(received), context.failures)
         updates = sorted(received, key=lambda update: update.client_id)  # the order of arrival changes nothing
@@ -231,20 +210,21 @@ class Federation:
 
     def drop_round(self) -> None:
         """Give up the round in progress; the server keeps its adapter."""
-        self.context, self.schedule, self.before, self.start, self.sealed = None, None, None, {}, []
-        self._drop_client()
+        self.context, self.schedule, self.sealed = None, None, []
+        self._drop_clients()
 
-    def _drop_client(self) -> None:
+    def _drop_clients(self) -> None:
+        self.chunk, self.current = [], None
         self.engine.drop()
         self.frozen.restore()
         self.adapter.write(self.server)
 
     def suspend(self) -> None:
-        """Put the server's model in the place of the client in training; twice is once."""
+        """Put the server's model in the place of the clients in training; twice is once."""
         self.engine.suspend(self.server)
         self.frozen.suspend()
 
     def resume(self) -> None:
-        """Go on with the client."""
+        """Go on with the clients."""
         self.frozen.resume()
         self.engine.resume()

@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 
+from pl_fed.chunk_round import select_only
 from pl_fed.client_round import start_values
 from pl_fed.clients import ClientState
 from pl_fed.context import ClientContext, RoundContext
 from pl_fed.controls import Controls
 from pl_fed.errors import CheckpointMismatchError
 from pl_fed.federation import Federation
+from pl_fed.progress import ClientInProgress
 from pl_fed.rounds import RoundSchedule
 from pl_fed.rules.base import Rule
 from pl_fed.secure_round import published
@@ -38,20 +40,18 @@ def save_federation(federation: Federation) -> dict[str, Any]:
 
 
 def _save_round(federation: Federation, context: RoundContext) -> dict[str, Any]:
-    assert context.client is not None and federation.before is not None and federation.schedule is not None
+    assert federation.schedule is not None
     return {
         "round_idx": context.round_idx,
         "schedule": federation.schedule.fingerprint(),
-        "step": federation.step,
+        "chunk": federation.chunk_idx,
         "failures": context.failures,
         "metrics": context.metrics,
         "updates": [update.state_dict() for update in context.updates],
-        "digest": federation.digest,
         "base": federation.frozen.sent,
         "sealed": [update.state_dict() for update in federation.sealed],
         "finished": [client.state_dict() for client in context.finished],
-        "client": context.client.state_dict(),
-        "before": federation.before.tensors(),
+        "clients": [client.state_dict() for client in federation.chunk],
         "engine": federation.engine.state_dict(),
     }
 
@@ -98,18 +98,16 @@ def resume_round(
     if state["schedule"] != schedule.fingerprint():
         raise CheckpointMismatchError(
             f"Expected the schedule of round {schedule.round_idx} that the checkpoint was taken in but got another: "
-            "inside a round, resume with the same seed, cohort, local training, batch size, accumulation and data, or "
-            "resume from a checkpoint between rounds."
+            "inside a round, resume with the same seed, cohort, local training, batch size, accumulation, engine and "
+            "data, or resume from a checkpoint between rounds."
         )
     device = next(iter(federation.server.tensors().values())).device
-    federation.schedule, federation.step = schedule, state["step"]
-    federation.before = AdapterState.from_tensors({name: v.to(device) for name, v in state["before"].items()})
+    federation.schedule, federation.chunk_idx = schedule, state["chunk"]
+    federation.chunk = [ClientInProgress.from_state_dict(client, device) for client in state["clients"]]
     federation.frozen.sent = {name: value.to(device) for name, value in state["base"].items()}
-    federation.digest = state["digest"]
-    federation.published = published(federation.server) if state["digest"] else {}
+    bound = any(client.digest for client in federation.chunk)
+    federation.published = published(federation.server) if bound else {}
     federation.sealed = [Update.from_state_dict(update, device) for update in state["sealed"]]
-    client = dict(state["client"])
-    client["slots"] = {name: ids.to(device) for name, ids in client["slots"].items()}
     federation.context = RoundContext(
         round_idx=state["round_idx"],
         num_rounds=num_rounds,
@@ -122,11 +120,11 @@ def resume_round(
         updates=[Update.from_state_dict(update, device) for update in state["updates"]],
         num_updates=len(state["updates"]) + len(state["sealed"]),
         finished=[ClientContext(**finished) for finished in state["finished"]],
-        client=ClientContext(**client),
         metrics=dict(state["metrics"]),
     )
     federation.adapter.set_trainable(federation.config.rule.sides(schedule.round_idx))
-    assert federation.context.client is not None
-    federation.start = start_values(federation, federation.context.client.slots)
+    for client in federation.chunk:
+        client.start = start_values(federation, client)
+    select_only(federation)
     federation.engine.load_state_dict(state["engine"])
     federation.resume()

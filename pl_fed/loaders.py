@@ -9,13 +9,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from pl_fed.chunks import Grouped, GroupedCollate, chunk_batches, chunks_of
+from pl_fed.client_loader import ClientLoader as ClientLoader  # offered here too
 from pl_fed.errors import FederatedConfigError
 from pl_fed.processes import share_out
 from pl_fed.rounds import (
@@ -48,6 +49,7 @@ class RoundPlan(Sampler[list[int]]):
         self.cohort: CohortConfig | None = None
         self.local = LocalTraining()
         self.seed, self.accumulate = 0, 1
+        self.clients_per_chunk: int | None = None  # with the packed engine
         self.round_idx = 0
         self.skip = 0  # batches to leave out at the next start, after a resume
         self.committed = 0  # batches of this round that were trained; fetched ones may be more
@@ -56,10 +58,21 @@ class RoundPlan(Sampler[list[int]]):
         self.schedule: Callable[[int], RoundSchedule] = lru_cache(maxsize=2)(self._schedule)
         self.own_schedule: Callable[[int], RoundSchedule] = lru_cache(maxsize=2)(self._own_schedule)
 
-    def bind(self, cohort: CohortConfig, local: LocalTraining, seed: int, accumulate: int = 1) -> None:
-        """Set what a round is; called by the strategy before the first batch."""
+    def bind(
+        self,
+        cohort: CohortConfig,
+        local: LocalTraining,
+        seed: int,
+        accumulate: int = 1,
+        clients_per_chunk: int | None = None,
+    ) -> None:
+        """Set what a round is; called by the strategy before the first batch.
+
+        With `clients_per_chunk` batches are those of a chunk of clients (`PackedBatch`), not of one client.
+        """
         cohort.size(len(self.shards))
         self.cohort, self.local, self.seed, self.accumulate = cohort, local, seed, accumulate
+        self.clients_per_chunk = clients_per_chunk
         self.schedule = lru_cache(maxsize=2)(self._schedule)
         self.own_schedule = lru_cache(maxsize=2)(self._own_schedule)
 
@@ -85,14 +98,19 @@ class RoundPlan(Sampler[list[int]]):
                 failures[client_id] = "dropout"
             else:
                 work.append(self._client_work(round_idx, client_id))
-        return RoundSchedule(round_idx, chosen, tuple(work), failures)
+        return RoundSchedule(round_idx, chosen, tuple(work), failures, self._chunks(work))
+
+    def _chunks(self, work: Sequence[ClientWork]) -> tuple[tuple[int, ...], ...]:
+        """Return who is trained together; nothing means everybody alone."""
+        return chunks_of(work, self.clients_per_chunk) if self.clients_per_chunk is not None else ()
 
     def _own_schedule(self, round_idx: int) -> RoundSchedule:
         """Return a round with the work of this process alone."""
         schedule = self.schedule(round_idx)
         if self.num_processes == 1:
             return schedule
-        return replace(schedule, work=share_out(schedule.work, self.num_processes)[self.process])
+        work = share_out(schedule.work, self.num_processes)[self.process]
+        return replace(schedule, work=work, chunks=self._chunks(work))
 
     def fingerprint(self) -> str:
         """Return a hash of the population: its size and the shards of up to 32 clients, spread evenly over it."""
@@ -121,12 +139,14 @@ class RoundPlan(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.round_idx))
         return epoch_batches(examples, self.batch_size, generator, self.lengths)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         """Iterate over the round's batches, without those that were trained before a resume."""
         if self.cohort is None:
             return iter(self._pooled())
-        flat = [batch for work in self.own_schedule(self.round_idx).work for batch in work.batches]
-        return iter(flat[self.skip :])  # does not use `skip` up: torch calls this twice when there are workers
+        schedule = self.own_schedule(self.round_idx)
+        flat = [step for chunk in schedule.chunks for step in chunk_batches(schedule.work, chunk)]
+        left = flat[self.skip :]  # does not use `skip` up: torch calls this twice when there are workers
+        return iter(left if self.clients_per_chunk is not None else [step[0] for step in left])
 
     def __len__(self) -> int:
         """Return the number of batches of the current round, in this process."""
@@ -173,8 +193,25 @@ class RoundLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, see below
         """Iterate lazily: on resume Lightning asks for the iterator before it sets the epoch."""
         self.generator.manual_seed(derive_seed(self.plan.seed, self.plan.round_idx, 0xDA))
-        iterator, self.plan.skip = super().__iter__(), 0
+        packed = self.plan.cohort is not None and self.plan.clients_per_chunk is not None
+        iterator = iter(self._grouped()) if packed else super().__iter__()
+        self.plan.skip = 0
         yield from iterator
+
+    def _grouped(self) -> DataLoader[Any]:
+        """Return a loader of the same settings for the batches of chunks."""
+        return DataLoader(
+            Grouped(self.dataset),
+            batch_sampler=self.plan,
+            num_workers=self.num_workers,
+            collate_fn=GroupedCollate(self.collate_fn),
+            pin_memory=self.pin_memory,
+            timeout=self.timeout,
+            worker_init_fn=self.worker_init_fn,
+            multiprocessing_context=self.multiprocessing_context,
+            generator=self.generator,
+            prefetch_factor=self.prefetch_factor,
+        )
 
     def state_dict(self) -> dict[str, int]:
         """Return where the round stands, counted in trained batches; after the last one, the next round.
@@ -193,49 +230,3 @@ class RoundLoader(DataLoader[Any]):
         if done >= len(plan):
             plan.round_idx, done = plan.round_idx + 1, 0
         plan.skip = plan.committed = done
-
-
-class _ClientBatches(Sampler[list[int]]):
-    """Batches that never mix two clients."""
-
-    def __init__(self, shards: Shards, batch_size: int) -> None:
-        self.shards, self.batch_size = shards, batch_size
-        self.process, self.num_processes = 0, 1
-
-    def _batches(self) -> Iterator[list[int]]:
-        for client_id in range(len(self.shards)):
-            shard = list(self.shards[client_id])
-            yield from (shard[i : i + self.batch_size] for i in range(0, len(shard), self.batch_size))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return islice(self._batches(), self.process, None, self.num_processes)
-
-    def __len__(self) -> int:
-        total = sum(-(-len(self.shards[k]) // self.batch_size) for k in range(len(self.shards)))
-        return len(range(self.process, total, self.num_processes))
-
-
-class ClientLoader(DataLoader[Any]):
-    """An evaluation loader whose batches each belong to one client.
-
-    Args:
-        dataset: Map-style data set of all clients' held-out examples.
-        shards: Held-out example indices by client; a client may have none.
-        batch_size: Largest batch.
-        personalised: Evaluate each client with the adapter that it keeps, instead of the server's.
-        kwargs: Passed to `torch.utils.data.DataLoader`.
-    """
-
-    def __init__(
-        self, dataset: Any, shards: Shards, batch_size: int = 32, personalised: bool = False, **kwargs: Any
-    ) -> None:
-        self._batches = _ClientBatches(shards, batch_size)
-        super().__init__(dataset, batch_sampler=self._batches, **kwargs)
-        self.personalised = personalised
-        self.name = "personalised" if personalised else "clients"
-
-    def divide(self, process: int, num_processes: int) -> None:
-        """Leave this process every `num_processes`-th batch; with fewer batches than processes, all of them."""
-        self._batches.process, self._batches.num_processes = 0, 1
-        if len(self._batches) >= num_processes:
-            self._batches.process, self._batches.num_processes = process, num_processes

@@ -10,7 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from pl_fed.accounting import count_tokens
+from pl_fed import chunk_round
+from pl_fed.chunks import PackedBatch
 from pl_fed.context import RoundContext
 from pl_fed.errors import TooFewClientsError
 from pl_fed.federation import Federation
@@ -115,31 +116,32 @@ class FederatedLoop(Callback):
         """Add the rule's penalty and a correction to the gradients, before they are clipped."""
         if self.mid_round:
             assert self.federation is not None
-            self.federation.before_step()
+            chunk_round.before_step(self.federation)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch; at the end of a client's work take its update, at the end of the round aggregate."""
+        """Count the batch; at the end of a chunk take its clients' updates, at the end of the round aggregate."""
         if not self.active:
             return
         federation, plan = self.federation, self.plan
         assert federation is not None and federation.context is not None and plan is not None
-        assert federation.context.client is not None and federation.schedule is not None
-        federation.step += 1
+        assert federation.schedule is not None
+        chunk_round.count(federation, batch.batches if isinstance(batch, PackedBatch) else [batch])
         plan.committed += 1
-        federation.context.client.num_tokens += count_tokens(batch)
         last = trainer.is_last_batch  # also when `limit_train_batches` cuts the round
-        if federation.step < len(federation.work.batches) and not last:
-            federation.engine.stepped(window_done=federation.step % plan.accumulate == 0)
+        active = chunk_round.num_active(federation)
+        if active and not last:
+            federation.engine.stepped(window_done=federation.chunk[0].step % plan.accumulate == 0, active=active)
             return
-        position = federation.context.client.position
-        federation.finish_client()
-        if position + 1 < len(federation.schedule.work) and not last:
-            federation.start_client(position + 1)
+        chunk_round.finish_chunk(federation)
+        following = federation.chunk_idx + 1
+        if following < len(federation.schedule.chunks) and not last:
+            chunk_round.start_chunk(federation, following)
             return
-        for skipped in federation.schedule.work[position + 1 :]:  # `limit_train_batches` left them no batch
-            federation.context.failures[skipped.client_id] = "limited"
+        for position in (p for chunk in federation.schedule.chunks[following:] for p in chunk):
+            # `limit_train_batches` left them no batch
+            federation.context.failures[federation.schedule.work[position].client_id] = "limited"
         self._finish_round(trainer, pl_module)
 
     def _finish_round(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -130,21 +130,29 @@ class ClientWork:
 
 @dataclass(frozen=True)
 class RoundSchedule:
-    """A round before it starts: the cohort, the work of those who report, and who fails to."""
+    """A round before it starts: the cohort, the work of those who report, who fails to, and who trains together.
+
+    `chunks` has places in `work`, those with more batches first; by default every client is alone.
+    """
 
     round_idx: int
     cohort: tuple[int, ...]
     work: tuple[ClientWork, ...]
     failures: dict[int, str] = field(default_factory=dict)
+    chunks: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Let every client train alone by default."""
+        object.__setattr__(self, "chunks", self.chunks or tuple((i,) for i in range(len(self.work))))
 
     @property
     def num_batches(self) -> int:
-        """Number of batches of the whole round."""
-        return sum(len(work.batches) for work in self.work)
+        """Number of Lightning's batches of the whole round: those of the longest client of every chunk."""
+        return sum(len(self.work[chunk[0]].batches) for chunk in self.chunks)
 
     def fingerprint(self) -> str:
-        """Return a hash of every client's batches, in order."""
-        plan = [(work.client_id, work.num_examples, work.batches) for work in self.work]
+        """Return a hash of every client's batches, in order, and of the chunks."""
+        plan = [(work.client_id, work.num_examples, work.batches) for work in self.work], self.chunks
         return hashlib.sha256(repr((self.round_idx, plan)).encode()).hexdigest()
 
 

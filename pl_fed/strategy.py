@@ -1,20 +1,20 @@
 """`FederatedStrategy`: federated rounds in a Lightning Trainer, one epoch per round."""
 
 import os
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pl_fed.accounting import NetworkSize
 from pl_fed.adapters import MERGED, Adapter
 from pl_fed.checkpoint_io import AtomicCheckpointIO
+from pl_fed.chunks import PackedBatch, Packing
 from pl_fed.clients import ClientsConfig
-from pl_fed.engines import SequentialEngine
-from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
+from pl_fed.engines import Engine, PackedEngine, SequentialEngine
 from pl_fed.federation import Federation
 from pl_fed.federation_config import FederationConfig
 from pl_fed.federation_state import check_rule
@@ -29,6 +29,7 @@ from pl_fed.rounds import CohortConfig, LocalTraining, derive_seed
 from pl_fed.rules import AFLoRA, Rule
 from pl_fed.secure_round import SecureAggregation
 from pl_fed.server_optimizer import ServerOptimizer
+from pl_fed.strategy_checks import callbacks_of, check_optimizers, check_shapes, check_supported, engine_for
 from pl_fed.wire import Codecs
 
 
@@ -46,7 +47,10 @@ class FederatedStrategy(ProcessGroupStrategy):
         clients: What clients can afford.
         server_optimizer: Optimizer on the aggregated update; plain by default.
         codecs: Formats on the wire.
-        engine: How a cohort is trained; ``sequential`` is the reference.
+        engine: How a cohort is trained. ``sequential``, the reference, trains one client after the other; ``packed``
+            several at a time in one pass over the shared base model (`Packing` says how many), with the same result
+            but for rounding and dropout's random numbers, or refuses with the reason; ``auto`` is ``packed`` where
+            that is possible, else ``sequential``, and says which and why. Lightning's steps are then those of chunks.
         seed: Seed of cohorts, batches and dropout; None takes that of `seed_everything`, or 0.
         secure_aggregation: Let the server see nothing but the sum of the updates; ``ideal`` and ``pairwise`` take the
             defaults of `SecureAggregation`.
@@ -67,7 +71,7 @@ class FederatedStrategy(ProcessGroupStrategy):
         clients: ClientsConfig = ClientsConfig(),  # noqa: B008  # frozen
         server_optimizer: ServerOptimizer | None = None,
         codecs: Codecs = Codecs(),  # noqa: B008  # frozen
-        engine: Literal["sequential"] = "sequential",
+        engine: Packing | Literal["sequential", "packed", "auto"] = "sequential",
         seed: int | None = None,
         secure_aggregation: SecureAggregation | Literal["ideal", "pairwise"] | None = None,
     ) -> None:
@@ -84,7 +88,10 @@ class FederatedStrategy(ProcessGroupStrategy):
             if isinstance(secure_aggregation, str)
             else secure_aggregation,
         )
-        self.engine = SequentialEngine()
+        self._wanted, self._chosen = engine, False
+        self.engine: Engine = SequentialEngine()
+        self._sequential = self.engine
+        self._packed = PackedEngine(engine if isinstance(engine, Packing) else Packing())
         self.loop, self.personal = FederatedLoop(), PersonalisedEvaluation()
 
     @property
@@ -104,7 +111,7 @@ class FederatedStrategy(ProcessGroupStrategy):
 
     def _insert(self, *own: Callback) -> None:
         """Put callbacks of ours before the first that writes checkpoints, when a loader wants them."""
-        callbacks = _callbacks(self.trainer)
+        callbacks = callbacks_of(self.trainer)
         for callback in own:
             if callback not in callbacks:
                 place = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
@@ -121,7 +128,9 @@ class FederatedStrategy(ProcessGroupStrategy):
         self._bind_adapter()
         super().setup_optimizers(trainer)
         assert self.loop.federation is not None
-        self.engine.bind(self.loop.federation.adapter, self.optimizers, self.lr_scheduler_configs)
+        self._chosen = False
+        for engine in (self._sequential, self._packed):  # now: a checkpoint's schedules are in the middle of a client
+            engine.bind(self.loop.federation.adapter, self.optimizers, self.lr_scheduler_configs)
 
     def _bind_adapter(self) -> None:
         assert self.lightning_module is not None
@@ -153,7 +162,9 @@ class FederatedStrategy(ProcessGroupStrategy):
             if dataloader.personalised:
                 self._insert(self.personal)
         if isinstance(dataloader, RoundLoader) and self.trainer.state.fn == TrainerFn.FITTING:
-            self._check_supported()
+            check_supported(self.trainer, self.optimizers)
+            check_trainer(self.trainer, callbacks_of(self.trainer), self.world_size)
+            self._choose_engine()
             self._insert(self.personal, self.loop)  # in this order: the loop puts its client over the server's adapter
             # the length of an epoch is that of its round; Lightning otherwise computes it once
             self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -161,22 +172,30 @@ class FederatedStrategy(ProcessGroupStrategy):
             self.loop.bind(self.trainer, dataloader.plan)
         return dataloader
 
-    def _check_supported(self) -> None:
-        if not self.lightning_module.automatic_optimization:  # type: ignore[union-attr]
-            raise FederatedConfigError(
-                "Expected automatic optimization but `automatic_optimization` is False: clients are swapped at "
-                "Lightning's optimizer steps. Use a plain strategy for this module."
-            )
-        check_trainer(self.trainer, _callbacks(self.trainer), self.world_size)
-        if len(self.optimizers) != 1:
-            raise FederatedConfigError(f"Expected one optimizer but got {len(self.optimizers)}.")
-        for callback in _callbacks(self.trainer):
-            averages = type(callback).__name__ in ("WeightAveraging", "EMAWeightAveraging")
-            if isinstance(callback, StochasticWeightAveraging) or averages:
-                raise FederatedConfigError(
-                    f"Expected no weight averaging over steps but got `{type(callback).__name__}`: it would average "
-                    "over the steps of different clients. Use `server_optimizer` (momentum) instead."
-                )
+    def _choose_engine(self) -> None:
+        """Settle on an engine, once per fit: the callbacks are complete only when the data are loaded."""
+        federation = self.loop.federation
+        if self._chosen or federation is None:
+            return
+        self._chosen = True
+        packed = engine_for(self._wanted, self.trainer, federation, self.optimizers) == "packed"
+        federation.engine = self.engine = self._packed if packed else self._sequential
+        clip = {"clip_grad_by_norm": self._packed.clip_gradients} if packed else {}  # client by client
+        vars(self.precision_plugin).pop("clip_grad_by_norm", None)
+        vars(self.precision_plugin).update(clip)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the clients of a chunk train together; other batches are the module's."""
+        batch = args[0] if args else None
+        if not isinstance(batch, PackedBatch):
+            return super().training_step(*args, **kwargs)
+        assert self.lightning_module is not None
+        return self._packed.training_step(self.lightning_module, batch, self.precision_plugin.train_step_context)
+
+    def teardown(self) -> None:
+        """Leave the precision plugin as it was."""
+        vars(self.precision_plugin).pop("clip_grad_by_norm", None)
+        super().teardown()
 
     def on_train_start(self) -> None:
         """Refuse several processes without rounds."""
@@ -202,10 +221,10 @@ class FederatedStrategy(ProcessGroupStrategy):
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_rule(self.config.rule, state)
             self.loop.load_state_dict(state)
+        assert self.lightning_module is not None
         if any(name.endswith(f".{MERGED}") for name in checkpoint["state_dict"]):  # of a rule that changes the base
-            assert self.lightning_module is not None
             Adapter(self.lightning_module).add_merged()
-        self._check_shapes(checkpoint["state_dict"])
+        check_shapes(self.lightning_module, checkpoint["state_dict"])
         super().load_model_state_dict(checkpoint, strict=strict)
         clients = state.get("clients", {})
         self.personal.loaded = {k: c["adapter"] for k, c in clients.items() if c["adapter"]}
@@ -216,33 +235,13 @@ class FederatedStrategy(ProcessGroupStrategy):
         Raises:
             CheckpointMismatchError: If the checkpoint is of another kind of optimizer.
         """
-        for live, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
-            wanted, found = set(live.param_groups[0]), set(saved["param_groups"][0])
-            if not wanted - {"initial_lr"} <= found:
-                raise CheckpointMismatchError(
-                    f"Expected the state of {type(live).__name__} in the checkpoint but it has no "
-                    f"{sorted(wanted - found)}: resume with the optimizer that the run was started with."
-                )
+        check_optimizers(self.optimizers, checkpoint["optimizer_states"])
         super().load_optimizer_state_dict(checkpoint)
-
-    def _check_shapes(self, saved: dict[str, Any]) -> None:
-        assert self.lightning_module is not None
-        live = dict(self.lightning_module.named_parameters())
-        for name, value in saved.items():
-            if name in live and live[name].shape != value.shape:
-                raise CheckpointMismatchError(
-                    f"Expected `{name}` of shape {tuple(live[name].shape)} but the checkpoint's is "
-                    f"{tuple(value.shape)}: use the rank (`lora.r`) and model that it was trained with."
-                )
 
     @classmethod
     def register_strategies(cls, strategy_registry: Any) -> None:
         """Make ``strategy="federated"`` known to Lightning."""
         strategy_registry.register(cls.strategy_name, cls, description="Federated rounds", override=True)
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return cast(list[Callback], vars(trainer)["callbacks"])  # Lightning does not declare it
 
 
 FederatedStrategy.register_strategies(StrategyRegistry)

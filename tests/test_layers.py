@@ -14,25 +14,27 @@ TOP_LEVEL = {"callbacks", "datamodules"}  # folders at the root that install ins
 # Bottom first. A module may import its own row and the rows above it in this table, without cycles.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"types", "errors"}),
-    frozenset({"updates", "rounds", "clients", "loaders", "codecs", "wire", "corrections", "processes"}),
-    frozenset({"adapters", "context"}),
+    frozenset(
+        {
+            "updates",
+            "rounds",
+            "clients",
+            "chunks",
+            "client_loader",
+            "loaders",
+            "codecs",
+            "wire",
+            "corrections",
+            "processes",
+        }
+    ),
+    frozenset({"adapters", "context", "packing"}),
     frozenset({"rules", "server_optimizer", "privacy", "accounting"}),
     frozenset({"attacks", "metrics", "isa"}),
     frozenset({"modules", "datamodules"}),
-    frozenset({"engines", "exchange", "frozen", "controls", "secure_round", "federation_config"}),
-    frozenset(
-        {
-            "federation",
-            "client_round",
-            "federation_state",
-            "personalised",
-            "checkpoint_io",
-            "loop",
-            "process_group",
-            "round_sharing",
-            "strategy",
-        }
-    ),
+    frozenset({"engines", "exchange", "frozen", "controls", "progress", "secure_round", "federation_config"}),
+    frozenset({"federation", "chunk_round", "client_round", "federation_state", "round_sharing", "personalised"})
+    | frozenset({"checkpoint_io", "loop", "process_group", "strategy_checks", "strategy"}),
     frozenset({"cli", "cli_parser", "cli_trainer", "cli_ratings", "compare"}),
 )
 # Outside the table: who may import what.

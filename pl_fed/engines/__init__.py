@@ -1,6 +1,8 @@
 """Engines: ways of running a cohort's local training on one process."""
 
 from pl_fed.engines.base import Engine
+from pl_fed.engines.choice import why_not as why_not_packed
+from pl_fed.engines.packed import PackedEngine
 from pl_fed.engines.sequential import SequentialEngine
 
-__all__ = ["Engine", "SequentialEngine"]
+__all__ = ["Engine", "PackedEngine", "SequentialEngine", "why_not_packed"]

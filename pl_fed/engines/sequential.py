@@ -15,27 +15,8 @@ from torch.optim import Optimizer
 from pl_fed.adapters import Adapter
 from pl_fed.clients import ClientState
 from pl_fed.engines.base import Engine
+from pl_fed.engines.training_state import Schedules, rng_state, seed_rng, set_rng_state
 from pl_fed.updates import AdapterState, Slots
-
-
-def rng_state() -> dict[str, Any]:
-    """Return torch's random state on the CPU and on every CUDA device."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore `rng_state`."""
-    torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda"]])
-
-
-def seed_rng(seed: int) -> None:
-    """Seed torch on the CPU and on every CUDA device: `torch.manual_seed` asks every other back end too."""
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(seed)
 
 
 class SequentialEngine(Engine):
@@ -44,7 +25,6 @@ class SequentialEngine(Engine):
     name = "sequential"
 
     def __init__(self) -> None:
-        self._schedule_start: list[dict[str, Any]] = []
         self._rng: dict[str, Any] | None = None
         self._restore_rng = False
         self._local: list[Tensor] | None = None  # the suspended client's values
@@ -54,18 +34,11 @@ class SequentialEngine(Engine):
         """Take the live parameters; the schedules' present state is every client's start."""
         self._adapter, self._parameters = adapter, adapter.parameters()
         self._optimizers = optimizers
-        self._schedules = [config for config in schedules if config.interval == "step"]
-        self._schedule_start = self._schedule_state()
+        self._schedules = Schedules(schedules)
 
-    def _schedule_state(self) -> list[dict[str, Any]]:
-        return copy.deepcopy([config.scheduler.state_dict() for config in self._schedules])
-
-    def _set_schedules(self, states: list[dict[str, Any]]) -> None:
-        for config, state in zip(self._schedules, states, strict=True):
-            config.scheduler.load_state_dict(copy.deepcopy(state))
-            optimizer = config.scheduler.optimizer
-            for group, lr in zip(optimizer.param_groups, state["_last_lr"], strict=True):
-                group["lr"] = lr
+    def open(self, num_clients: int) -> None:
+        """Begin a chunk, which is a client."""
+        assert num_clients == 1
 
     def begin(self, view: AdapterState, slots: Slots, client: ClientState, seed: int, kept: bool) -> None:
         """Load a client; without a kept state its optimizer and schedule start anew."""
@@ -76,17 +49,24 @@ class SequentialEngine(Engine):
             for optimizer, state in zip(self._optimizers, client.optimizer["optimizers"], strict=True):
                 state = copy.deepcopy(state)  # the optimizer would go on writing into the client's copy
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        self._set_schedules(client.optimizer["schedules"] if kept and client.optimizer else self._schedule_start)
+        self._schedules.load(client.optimizer["schedules"] if kept and client.optimizer else self._schedules.start)
         seed_rng(seed)
         self._rng, self._grads, self._restore_rng = rng_state(), [], False
+
+    def load(self, slot: int) -> None:
+        """Do nothing: the client is in the network."""
+
+    def views(self, slot: int) -> dict[str, Tensor]:
+        """Return the network's tensors."""
+        return self._adapter.live()
 
     def finish(self, client: ClientState, kept: bool) -> None:
         """Keep copies of the optimizer's and the schedule's state."""
         if kept:
             states = [copy.deepcopy(optimizer.state_dict()["state"]) for optimizer in self._optimizers]
-            client.optimizer = {"optimizers": states, "schedules": self._schedule_state()}
+            client.optimizer = {"optimizers": states, "schedules": self._schedules.state()}
 
-    def stepped(self, window_done: bool) -> None:
+    def stepped(self, window_done: bool, active: int) -> None:
         """Note the random state, and the gradients of an open accumulation window."""
         self._rng = rng_state()
         self._grads = [] if window_done else [p.grad for p in self._parameters]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from peft import PeftModel, TaskType
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +26,7 @@ from pl_fed.modules.loading import (
     new_modules,
 )
 from pl_fed.modules.settings import LoraSettings, ModelLoading
+from pl_fed.packing import TokenRows
 
 __all__ = ["Batch", "LRSchedulerCallable", "LoraModule", "OptimizerCallable", "client_ids"]
 
@@ -114,6 +115,21 @@ class LoraModule(EvaluatedModule):
     def forward(self, batch: Batch) -> Any:
         """Return the base model's output; of a batch it gets what it takes, and never the labels."""
         return self.model(**{name: batch[name] for name in self._accepted if name in batch}, **self._fixed)
+
+    def packed_output(self, rows: TokenRows, **more: Any) -> Any:
+        """Return the base model's output for several clients' tokens in one row; see `pl_fed.packing`.
+
+        Args:
+            rows: Their batches.
+            more: More arguments of the base model.
+        """
+        names = (self._accepted & rows.batches[0].keys()) - {"attention_mask"}
+        given = {name: rows.pick(name) for name in names}
+        return self.model(**{"position_ids": rows.positions, **given}, **self._fixed, **more)
+
+    def log_training_loss(self, loss: Tensor, num_examples: int) -> None:
+        """Log the mean loss of a training batch."""
+        self.log("train/loss", loss, prog_bar=True, batch_size=num_examples)
 
     # Checkpoints.
 

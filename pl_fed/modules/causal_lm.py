@@ -1,17 +1,21 @@
 """LoRA fine-tuning of a causal language model on instructions and responses."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Float
 from peft import TaskType
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import AdamW
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.base import Batch, LoraModule, LRSchedulerCallable, OptimizerCallable, client_ids
-from pl_fed.modules.evaluation import IGNORED, LanguageEvaluation, response_losses
+from pl_fed.modules.evaluation import LanguageEvaluation, response_losses
 from pl_fed.modules.settings import GenerationSettings, LoraSettings, ModelLoading
+from pl_fed.packing import TokenRows
+from pl_fed.packing.rows import IGNORED, at_least_float32
 
 
 class LoraCausalLM(LoraModule):
@@ -59,8 +63,21 @@ class LoraCausalLM(LoraModule):
         # not the base model's own loss, which turns the whole batch of logits into float32 and is unknown for GPT-2
         losses, num_tokens = response_losses(self(batch).logits, batch["labels"])
         loss = losses.sum() / num_tokens.sum().clamp(min=1)  # a batch without labels teaches nothing
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        self.log_training_loss(loss, len(batch["labels"]))
         return loss
+
+    def packed_losses(self, rows: TokenRows) -> Float[Tensor, " clients"]:
+        """Return the loss of `training_step` for each of several clients that train together."""
+        targets = rows.next_tokens()  # (tokens,)
+        chosen = (targets != IGNORED).nonzero().flatten()
+        output = self.packed_output(rows, **({"logits_to_keep": chosen} if self._plain_head() else {}))
+        logits = output.logits[0] if self._plain_head() else output.logits[0, chosen]  # (chosen, vocab)
+        losses = F.cross_entropy(at_least_float32(logits), targets[chosen], reduction="none")
+        return rows.token_means(losses, chosen)
+
+    def _plain_head(self) -> bool:
+        """Tell whether the head is the same for all clients, so that it need not know whose its rows are."""
+        return type(cast(PreTrainedModel, self.model.get_base_model()).get_output_embeddings()) is nn.Linear
 
     def new_evaluation(self) -> LanguageEvaluation:
         """Return empty figures for one loader."""

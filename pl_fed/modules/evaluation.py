@@ -15,8 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.text.rouge import ROUGEScore
 
 from pl_fed.modules.means import ClientMean, WeightedMean
+from pl_fed.packing.rows import IGNORED, at_least_float32
 
-IGNORED = -100  # the label that cross entropy leaves out
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL")  # rougeLsum would download a sentence splitter
 
 
@@ -38,7 +38,7 @@ def response_losses(
     chosen = targets != IGNORED
     rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(targets)[chosen]
     # (tokens, vocab): float32 only for labelled tokens, since a whole batch of logits may be the largest tensor
-    losses = F.cross_entropy(logits[:, :-1][chosen].float(), targets[chosen], reduction="none")
+    losses = F.cross_entropy(at_least_float32(logits[:, :-1][chosen]), targets[chosen], reduction="none")
     return losses.new_zeros(len(labels)).index_add_(0, rows, losses), chosen.sum(1)
 
 

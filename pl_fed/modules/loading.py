@@ -28,6 +28,7 @@ from pl_fed.adapters import ADAPTER_NAME
 from pl_fed.assets import AssetNotFoundError, resolve_model
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.settings import LoraSettings, ModelLoading
+from pl_fed.packing.rows import at_least_float32
 
 _HEADS = frozenset({"classifier", "score"})  # peft trains and saves these of a sequence classifier by itself
 
@@ -193,7 +194,9 @@ def is_float32(name: str) -> bool:
 
 def _train_in_float32(head: nn.Module) -> None:
     def cast_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+        return tuple(
+            at_least_float32(x) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs
+        )
 
     head.float().register_forward_pre_hook(cast_inputs)
 

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Float
 from peft import TaskType
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +14,8 @@ from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.base import Batch, LoraModule, LRSchedulerCallable, OptimizerCallable, client_ids
 from pl_fed.modules.evaluation import ClassifierEvaluation
 from pl_fed.modules.settings import LoraSettings, ModelLoading
+from pl_fed.packing import TokenRows
+from pl_fed.packing.rows import at_least_float32
 
 
 class LoraSequenceClassifier(LoraModule):
@@ -64,9 +68,15 @@ class LoraSequenceClassifier(LoraModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cross entropy of the batch."""
-        loss = F.cross_entropy(self(batch).logits.float(), batch["labels"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        loss = F.cross_entropy(at_least_float32(self(batch).logits), batch["labels"])
+        self.log_training_loss(loss, len(batch["labels"]))
         return loss
+
+    def packed_losses(self, rows: TokenRows) -> Float[Tensor, " clients"]:
+        """Return the loss of `training_step` for each of several clients that train together."""
+        labels = torch.cat([batch["labels"] for batch in rows.batches])
+        logits = at_least_float32(self.packed_output(rows).logits)  # (sequences, labels)
+        return rows.sequence_means(F.cross_entropy(logits, labels, reduction="none"))
 
     def new_evaluation(self) -> ClassifierEvaluation:
         """Return empty figures for one loader."""

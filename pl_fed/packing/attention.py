@@ -1,0 +1,96 @@
+"""Attention within each sequence of a packed row, as an implementation for transformers' `AttentionInterface`."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from pl_fed.packing.layers import Pass
+
+NAME = "pl_fed_packed"
+PASS = "pl_fed_pass"
+"""Attribute of an attention module with the pass that is running."""
+
+Heads = Float[Tensor, "sequences heads length width"]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each sequence; causal where the module is.
+
+    Args:
+        module: The attention module, with the running pass as `PASS`.
+        query: (1, heads, tokens, width).
+        key: (1, key heads, tokens, width).
+        value: As `key`.
+        attention_mask: Not used: there is no padding.
+        scaling: Factor of the scores; None for ``width ** -0.5``.
+        dropout: Probability of dropping a weight.
+        is_causal: Overrules the module.
+        kwargs: Not used.
+
+    Returns:
+        (1, tokens, heads, width), and no weights.
+    """
+    run: Pass = getattr(module, PASS)
+    causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    lengths = run.segments.lengths
+    if run.segments.uniform:
+        parts = [tuple(_stacked(x, lengths[0]) for x in (query, key, value))]
+    else:
+        parts = list(zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True))
+    masks = _masks(run, query, dropout)
+    if run.segments.uniform and masks:
+        masks = [torch.cat(masks)]
+    outputs = []
+    for i, (q, k, v) in enumerate(parts):
+        attended = _attend(q, k, v, causal, scale, masks[i] if masks else None)
+        outputs.append(attended.transpose(1, 2).reshape(1, -1, *attended.shape[1::2]))  # (1, tokens, heads, width)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
+
+
+def _stacked(x: Tensor, length: int) -> Heads:
+    """Turn (1, heads, tokens, width) into sequences of one length."""
+    return x[0].reshape(x.shape[1], -1, length, x.shape[3]).transpose(0, 1)
+
+
+def _attend(query: Heads, key: Heads, value: Heads, causal: bool, scale: float, mask: Tensor | None) -> Heads:
+    if mask is None:
+        plain: Tensor = F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
+        return plain
+    scores = query @ key.transpose(-1, -2) * scale  # (sequences, heads, length, length)
+    if causal:
+        length = scores.shape[-1]
+        later = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    return scores.softmax(-1) * mask @ value
+
+
+def _masks(run: Pass, query: Tensor, dropout: float) -> list[Tensor]:
+    """Draw the mask of every sequence from its client's generator, so that it does not depend on the others."""
+    if not dropout:
+        return []
+    heads, segments = query.shape[1], run.segments
+    return [
+        run.keep_mask(client, (1, heads, length, length), dropout, query)
+        for client, length in zip(segments.owners, segments.lengths, strict=True)
+    ]
+
+
+AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,96 @@
+"""What `FederatedStrategy` asks of a Trainer, a checkpoint and an engine."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from pl_fed.chunks import Packing
+from pl_fed.engines import why_not_packed
+from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
+from pl_fed.federation import Federation
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the Trainer's own list of callbacks, which Lightning does not declare."""
+    return cast(list[Callback], vars(trainer)["callbacks"])
+
+
+def check_supported(trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
+    """Refuse what rounds cannot be trained with.
+
+    Raises:
+        FederatedConfigError: For manual optimization, several optimizers, or weight averaging over steps.
+    """
+    if not trainer.lightning_module.automatic_optimization:
+        raise FederatedConfigError(
+            "Expected automatic optimization but `automatic_optimization` is False: clients are swapped at "
+            "Lightning's optimizer steps. Use a plain strategy for this module."
+        )
+    if len(optimizers) != 1:
+        raise FederatedConfigError(f"Expected one optimizer but got {len(optimizers)}.")
+    for callback in callbacks_of(trainer):
+        averages = type(callback).__name__ in ("WeightAveraging", "EMAWeightAveraging")
+        if isinstance(callback, StochasticWeightAveraging) or averages:
+            raise FederatedConfigError(
+                f"Expected no weight averaging over steps but got `{type(callback).__name__}`: it would average "
+                "over the steps of different clients. Use `server_optimizer` (momentum) instead."
+            )
+
+
+def engine_for(
+    wanted: Packing | Literal["sequential", "packed", "auto"],
+    trainer: Trainer,
+    federation: Federation,
+    optimizers: Sequence[Optimizer],
+) -> Literal["sequential", "packed"]:
+    """Return the engine that a run gets, and say which if it was left to us.
+
+    Raises:
+        FederatedConfigError: If packed clients were asked for but are not possible.
+    """
+    if wanted == "sequential":
+        return "sequential"
+    callbacks, local = callbacks_of(trainer), federation.config.local
+    reason = why_not_packed(trainer.lightning_module, federation.adapter, optimizers, local, trainer, callbacks)
+    if wanted == "auto":
+        rank_zero_info("Engine `packed`." if reason is None else f"Engine `sequential`, since {reason}.")
+    elif reason is not None:
+        raise FederatedConfigError(
+            f"Expected a run in which clients can train together with `engine: packed` but {reason}: set "
+            "`engine: sequential`, or `auto`."
+        )
+    return "packed" if reason is None else "sequential"
+
+
+def check_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]]) -> None:
+    """Compare optimizers with a checkpoint's.
+
+    Raises:
+        CheckpointMismatchError: If the checkpoint is of another kind of optimizer.
+    """
+    for live, saved in zip(optimizers, states, strict=False):
+        wanted, found = set(live.param_groups[0]), set(saved["param_groups"][0])
+        if not wanted - {"initial_lr"} <= found:
+            raise CheckpointMismatchError(
+                f"Expected the state of {type(live).__name__} in the checkpoint but it has no "
+                f"{sorted(wanted - found)}: resume with the optimizer that the run was started with."
+            )
+
+
+def check_shapes(module: LightningModule, saved: dict[str, Any]) -> None:
+    """Compare the shapes of the module's parameters with a checkpoint's.
+
+    Raises:
+        CheckpointMismatchError: If one differs.
+    """
+    live = dict(module.named_parameters())
+    for name, value in saved.items():
+        if name in live and live[name].shape != value.shape:
+            raise CheckpointMismatchError(
+                f"Expected `{name}` of shape {tuple(live[name].shape)} but the checkpoint's is "
+                f"{tuple(value.shape)}: use the rank (`lora.r`) and model that it was trained with."
+            )
