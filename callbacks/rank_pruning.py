@@ -116,6 +116,7 @@ class RankPruning(Callback):
         self.eta, self.min_rank, self.max_share = eta, min_rank, max_share
         self.warmup_rounds, self.final_share = warmup_rounds, final_share
         self.importance, self.schedule, self.regrow = importance, schedule, regrow
+        self.watches_steps = importance == "sensitivity"  # then clients cannot train together
         self._reset()
 
     def _reset(self) -> None:

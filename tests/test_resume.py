@@ -108,7 +108,7 @@ PEERS: dict[str, dict[str, Any]] = {
 
 def run(case: dict[str, Any], ckpt: Path | None = None, callbacks: list[Any] | None = None) -> dict[str, torch.Tensor]:
     """Fit three rounds, maybe from a checkpoint; return the adapter, the changed base, and what clients keep."""
-    module = TinyLM(case.get("optimizer", "adamw"), **case.get("module", {}))
+    module = case.get("network", TinyLM)(case.get("optimizer", "adamw"), **case.get("module", {}))
     strategy = make_strategy(case.get("rule", AFLoRA)(), **case.get("strategy", {}))
     extra = [make() for make in case.get("callbacks", [])]
     trainer = make_trainer(strategy, max_epochs=3, callbacks=[*extra, *(callbacks or [])], **case.get("trainer", {}))

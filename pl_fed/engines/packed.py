@@ -41,6 +41,7 @@ class PackedEngine(Engine):
         self._passes = Passes(packing.tokens)
         self._stacks: Stacks | None = None
         self._seeds: list[int] = []
+        self._grads: list[Tensor | None] = []  # of an open accumulation window
         self._step = 0  # batches of the chunk that were trained
         self._rng: dict[str, Any] | None = None
         self._restore_rng = False
@@ -62,6 +63,7 @@ class PackedEngine(Engine):
     def open(self, num_clients: int) -> None:
         """Make room for the clients; optimizer and schedule start anew for all of them."""
         self._stacks, self._seeds, self._step = Stacks.empty(self._adapter.live(), num_clients), [], 0
+        self._grads = []
         self._optimizer.state.clear()
         self._schedules.load(self._schedules.start)
 
@@ -103,6 +105,8 @@ class PackedEngine(Engine):
         """Freeze the clients without batches left."""
         self._step += 1
         self._rng = rng_state()
+        found = [] if window_done else [p.grad for p in self.stacks.parameters]
+        self._grads = [None if gradient is None else gradient.clone() for gradient in found]
         if window_done and active < self.stacks.num_active:
             self.stacks.narrow(active, self._optimizer)
 
@@ -157,11 +161,10 @@ class PackedEngine(Engine):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the stacks, the gradients of an open window, and what the next step depends on."""
-        grads = [None if p.grad is None else p.grad.clone() for p in self.stacks.parameters]
         return {
             "values": [value.clone() for value in self.stacks.values],
             "active": self.stacks.num_active,
-            "grads": grads,
+            "grads": self._grads,
             "seeds": list(self._seeds),
             "step": self._step,
             "rng": self._rng,
@@ -175,7 +178,8 @@ class PackedEngine(Engine):
         values = [value.to(known.device) for value, known in pairs]
         self._stacks = Stacks(list(live), list(live.values()), values, state["active"])
         self._stacks.enter(self._optimizer)
-        for parameter, gradient in zip(self._stacks.parameters, state["grads"], strict=True):
+        for parameter, gradient in zip(self._stacks.parameters, state["grads"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        self._seeds, self._step, self._rng = list(state["seeds"]), state["step"], state["rng"]
+        self._seeds, self._step, self._grads = list(state["seeds"]), state["step"], state["grads"]
+        self._rng = state["rng"]
         self._passes.most_clients = state["most_clients"]
