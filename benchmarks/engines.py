@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=96)
     parser.add_argument("--clients-per-chunk", type=int, default=Packing().clients)
-    parser.add_argument("--tokens", type=int, default=Packing().tokens)
+    parser.add_argument("--tokens", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=7, help="counted rounds of each engine, after one warm-up")
     parser.add_argument("--dropout", action="store_true", help="leave the models' dropout on")
     options = parser.parse_args()

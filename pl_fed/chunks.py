@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 from pl_fed.errors import FederatedConfigError
 from pl_fed.rounds import ClientWork
 
+TOKENS_ON_CPU, TOKENS_ELSEWHERE = 1024, 16384
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -22,18 +24,25 @@ class Packing:
 
     Args:
         clients: Clients in a chunk: so many adapters, gradients and optimizer states are in memory at once.
-        tokens: Most tokens of one forward and backward pass. A step with more takes several passes, each of whole
-            clients, so a client with more tokens than that passes alone. Bounds the activations in memory.
+        tokens: Most tokens of one forward and backward pass, which bounds the activations in memory. A step with more
+            takes several passes, each of whole clients, so a client with more tokens than that passes alone. None means
+            1024 on a CPU, which more do not make faster, and 16384 elsewhere.
     """
 
     clients: int = 16
-    tokens: int = 4096
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
         for key in ("clients", "tokens"):
-            if getattr(self, key) < 1:
-                raise FederatedConfigError(f"Expected `engine.{key}` to be at least 1 but got {getattr(self, key)}.")
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise FederatedConfigError(f"Expected `engine.{key}` to be at least 1 but got {value}.")
+
+    def tokens_on(self, device: torch.device) -> int:
+        """Return the most tokens of a pass on a device."""
+        default = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_ELSEWHERE
+        return default if self.tokens is None else self.tokens
 
 
 def chunks_of(work: Sequence[ClientWork], clients: int) -> tuple[tuple[int, ...], ...]:

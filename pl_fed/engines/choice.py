@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
@@ -15,6 +15,7 @@ from pl_fed.rounds import LocalTraining
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 OWN_STEPS = ("backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping", "lr_scheduler_step")
 GRADIENT_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+READS_BATCHES = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 STEP_HOOKS = (*GRADIENT_HOOKS, "on_train_batch_start", "on_train_batch_end")
 CLIENT_HOOKS = ("on_client_start", "on_broadcast", "on_client_end", "on_upload")
 
@@ -56,7 +57,8 @@ def _why_not_module(module: LightningModule) -> str | None:
     reason: str | None = getattr(module, "why_not_packed", lambda: None)()
     if reason is not None:
         return reason
-    changed = [name for name in (*OWN_STEPS, *GRADIENT_HOOKS) if is_overridden(name, module, LightningModule)]
+    hooks = (*OWN_STEPS, *STEP_HOOKS, *READS_BATCHES)
+    changed = [name for name in hooks if is_overridden(name, module, LightningModule)]
     return f"{type(module).__name__} has a `{changed[0]}` of its own" if changed else None
 
 
@@ -80,6 +82,9 @@ def _why_not_optimizer(adapter: Adapter, optimizers: Sequence[Optimizer], local:
 def _why_not_trainer(trainer: Trainer, callbacks: Sequence[Callback]) -> str | None:
     if trainer.precision not in PRECISIONS:
         return f"the precision is `{trainer.precision}`, expected one of {', '.join(PRECISIONS)}"
+    data = getattr(trainer, "datamodule", None)
+    if data is not None and any(is_overridden(name, data, LightningDataModule) for name in READS_BATCHES):
+        return f"{type(data).__name__} changes single batches"
     watching = next((callback for callback in callbacks if _watches_steps(callback)), None)
     return None if watching is None else f"{type(watching).__name__} watches the steps of single clients"
 

@@ -37,8 +37,8 @@ class PackedEngine(Engine):
     name = "packed"
 
     def __init__(self, packing: Packing) -> None:
-        self.clients_per_chunk = packing.clients
-        self._passes = Passes(packing.tokens)
+        self.packing, self.clients_per_chunk = packing, packing.clients
+        self._passes = Passes()
         self._stacks: Stacks | None = None
         self._seeds: list[int] = []
         self._grads: list[Tensor | None] = []  # of an open accumulation window
@@ -51,6 +51,7 @@ class PackedEngine(Engine):
         self._adapter, self._optimizer = adapter, optimizers[0]
         self._schedules = Schedules(schedules)
         self._network: PackedNetwork | None = None
+        self._passes = Passes()
 
     @property
     def stacks(self) -> Stacks:
@@ -137,6 +138,7 @@ class PackedEngine(Engine):
         if self._network is None:
             self._network = PackedNetwork(module, self._adapter)
         seeds = [derive_seed(seed, seed >> 32, self._step) for seed in self._seeds]
+        self._passes.tokens = self.packing.tokens_on(module.device)
         losses, gradients = self._passes(module, self._network, self.stacks, batch.batches, seeds, context)
         sizes = losses.new_tensor([len(next(iter(own.values()))) for own in batch.batches])  # (clients,)
         mean = (losses * sizes).sum() / sizes.sum()

@@ -41,15 +41,11 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 class Passes:
-    """Runs a step's forward and backward.
+    """Runs a step's forward and backward; `tokens` is the most of a pass, unless a client has more."""
 
-    Args:
-        tokens: Most tokens of a pass, unless a client has more.
-    """
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-        self.most_clients: int | None = None  # of a pass; halved for good when memory does not suffice
+    def __init__(self) -> None:
+        self.tokens = 1
+        self.most_clients: int | None = None  # of a pass; halved for the rest of a run when memory does not suffice
 
     def __call__(
         self,

@@ -32,6 +32,11 @@ class OwnClipping(LoraCausalLM):
         super().configure_gradient_clipping(*args, **kwargs)
 
 
+class OwnTransfer(LoraCausalLM):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
 class Watcher(Callback):
     def on_client_end(self, trainer: Any, pl_module: Any, context: Any) -> None: ...
 
@@ -65,6 +70,7 @@ def unfederated(parameters: Any) -> torch.optim.Optimizer:
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "own step": ({"cls": OwnStep}, "OwnStep changes `training_step` but not `packed_losses`"),
     "own clipping": ({"cls": OwnClipping}, "OwnClipping has a `configure_gradient_clipping` of its own"),
+    "own transfer": ({"cls": OwnTransfer}, "OwnTransfer has a `on_after_batch_transfer` of its own"),
     "kept": ({"strategy": {"local": LocalTraining(optimizer="kept")}}, "optimizers are kept from round to round"),
     "lbfgs": ({"optimizer": torch.optim.LBFGS}, "LBFGS is not known to treat every number by itself"),
     "unfederated": ({"optimizer": unfederated}, "the optimizer has parameters that are not federated"),
@@ -165,6 +171,17 @@ def test_hooks_see_every_client(folder: Folder) -> None:
     assert alone.order == ["start", "end"] * 4
     assert together.order == ["start"] * 3 + ["end"] * 3 + ["start", "end"]
     assert alone.figures == together.figures
+
+
+def test_max_steps_inside_a_chunk_leave_the_server(folder: Folder) -> None:
+    """The optimizer has the network's parameters again, and the server its adapter."""
+    module, strategy = module_of("gpt2", folder("gpt2")), federation(FedIT(), "packed")
+    module.configure_model()
+    start = {name: p.detach().clone() for name, p in module.named_parameters()}
+    run(module, strategy, loader("gpt2"), max_steps=2)
+    assert all(torch.equal(p, start[name]) for name, p in module.named_parameters())
+    assert {id(p) for p in strategy.optimizers[0].param_groups[0]["params"]} <= {id(p) for p in module.parameters()}
+    assert "clip_grad_by_norm" not in vars(strategy.precision_plugin)
 
 
 def test_the_network_is_as_before(folder: Folder) -> None:
