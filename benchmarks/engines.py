@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import statistics
 import time
 import warnings
@@ -129,7 +130,7 @@ def measure(options: argparse.Namespace, work: str, batch_size: int) -> dict[str
                 child.p = 0.0
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     start = {name: p.detach().clone() for name, p in trained.items()}
-    seconds: dict[str, list[float]] = {"sequential": [], "packed": []}
+    seconds: dict[str, list[float]] = {engine: [] for engine in options.engines}
     ends: dict[str, dict[str, torch.Tensor]] = {}
     for _ in range(options.repeats + 1):
         for engine, times in seconds.items():
@@ -138,6 +139,10 @@ def measure(options: argparse.Namespace, work: str, batch_size: int) -> dict[str
             chosen = engine if engine == "sequential" else Packing(options.clients_per_chunk, options.tokens)
             times.append(one_round(module, loader(), chosen, options.steps))
             ends[engine] = {name: p.detach().clone() for name, p in trained.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    medians = {f"seconds_{engine}": round(statistics.median(times[1:]), 3) for engine, times in seconds.items()}
+    if len(seconds) == 1:
+        return {"work": work, "batch_size": batch_size, **medians, "peak_megabytes": peak}
     ratios = [a / b for a, b in zip(seconds["sequential"][1:], seconds["packed"][1:], strict=True)]
     moved = max(float((value - start[name]).abs().max()) for name, value in ends["sequential"].items())
     apart = max(float((value - ends["packed"][name]).abs().max()) for name, value in ends["sequential"].items())
@@ -147,8 +152,7 @@ def measure(options: argparse.Namespace, work: str, batch_size: int) -> dict[str
         "ratio_median": round(statistics.median(ratios), 2),
         "ratio_min": round(min(ratios), 2),
         "ratio_max": round(max(ratios), 2),
-        "seconds_sequential": round(statistics.median(seconds["sequential"][1:]), 3),
-        "seconds_packed": round(statistics.median(seconds["packed"][1:]), 3),
+        **medians,
         "largest_move": moved,
         "largest_difference": None if options.dropout else apart,
     }
@@ -164,6 +168,7 @@ def main() -> None:
     parser.add_argument("--clients-per-chunk", type=int, default=Packing().clients)
     parser.add_argument("--tokens", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=7, help="counted rounds of each engine, after one warm-up")
+    parser.add_argument("--engines", nargs="+", default=["sequential", "packed"], help="one alone shows its memory")
     parser.add_argument("--dropout", action="store_true", help="leave the models' dropout on")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -173,7 +178,7 @@ def main() -> None:
     print(
         "| work | batch | sequential / packed (min to max) | CPU s sequential | CPU s packed |\n|---|---|---|---|---|"
     )
-    for row in rows:
+    for row in rows if len(options.engines) == 2 else []:
         spread = f"{row['ratio_median']} ({row['ratio_min']} to {row['ratio_max']})"
         seconds = f"{row['seconds_sequential']} | {row['seconds_packed']}"
         print(f"| {row['work']} | {row['batch_size']} | {spread} | {seconds} |")

@@ -30,6 +30,7 @@ def describe_client(client: ClientContext) -> str:
 class _ClientItem(ProgressBar):
     """Adds the client in training to a bar's items and says which round it is."""
 
+    watches_steps = False  # draws them only
     _client: ClientContext | None = None
 
     def on_client_start(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:

@@ -85,11 +85,11 @@ def _why_not_trainer(trainer: Trainer, callbacks: Sequence[Callback]) -> str | N
     data = getattr(trainer, "datamodule", None)
     if data is not None and any(is_overridden(name, data, LightningDataModule) for name in READS_BATCHES):
         return f"{type(data).__name__} changes single batches"
-    watching = next((callback for callback in callbacks if _watches_steps(callback)), None)
+    watching = next((callback for callback in callbacks if watches_steps(callback)), None)
     return None if watching is None else f"{type(watching).__name__} watches the steps of single clients"
 
 
-def _watches_steps(callback: Any) -> bool:
+def watches_steps(callback: Any) -> bool:
     """Tell whether a callback looks at single clients and at their steps; it may say so itself (`watches_steps`)."""
     stated = getattr(callback, "watches_steps", None)
     if stated is not None:

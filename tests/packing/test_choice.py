@@ -9,8 +9,12 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
+from pl_fed.callbacks.communication_monitor import CommunicationMonitor
+from pl_fed.callbacks.fishing_tripwire import FishingTripwire
+from pl_fed.callbacks.progress import FederatedProgressBar
+from pl_fed.callbacks.rank_pruning import RankPruning
 from pl_fed.chunks import Packing, chunk_batches, chunks_of
-from pl_fed.engines.choice import why_not
+from pl_fed.engines.choice import watches_steps, why_not
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules import LoraCausalLM, LoraModule, LoraSettings
 from pl_fed.rounds import ClientWork, LocalTraining
@@ -91,6 +95,21 @@ def test_what_cannot_be_packed_is_refused_with_the_reason(name: str, folder: Fol
     strategy = federation(FedIT(), "packed", **case.get("strategy", {}))
     with pytest.raises(FederatedConfigError, match=f"{reason}.*: set `engine: sequential`, or `auto`"):
         run(module, strategy, loader("gpt2"), case.get("start"), **case.get("trainer", {}))
+
+
+@pytest.mark.parametrize(
+    ("make", "watches"),
+    [
+        (FederatedProgressBar, False),
+        (CommunicationMonitor, False),
+        (RankPruning, False),
+        (lambda: RankPruning(importance="sensitivity"), True),
+        (FishingTripwire, True),
+        (Watcher, True),
+    ],
+)
+def test_which_callbacks_watch_steps(make: Any, watches: bool) -> None:
+    assert watches_steps(make()) == watches
 
 
 def test_auto_falls_back_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
