@@ -100,7 +100,10 @@ def run(
     assert strategy.loop.federation is not None
     found = {name: p.detach().clone() for name, p in module.named_parameters() if name in module._trained}
     for client_id, state in strategy.loop.federation.states.items():
-        found |= {f"client {client_id} {name}": value for name, value in {**state.kept, **state.control}.items()}
+        found |= {
+            f"client {client_id} {name}": value
+            for name, value in {**state.kept, **state.control, **state.adapter}.items()
+        }
     return found
 
 

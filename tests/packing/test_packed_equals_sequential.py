@@ -64,6 +64,15 @@ def both(kind: str, folder: Folder, rule: Any, trainer: dict[str, Any] | None = 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_gradients(kind: str, folder: Folder) -> None:
+    """One step of plain SGD at rate 1: what each client's tensors move by are its gradients."""
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=1.0)  # noqa: E731
+    clients = ClientsConfig(ranks=[3, 1, 2, 3], keep_adapters=True)
+    settings = {"local": LocalTraining(steps=1), "clients": clients, "optimizer": sgd}
+    assert both(kind, folder, AFLoRA, {"max_epochs": 1}, **settings) < 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rule", ["aflora", "fedit"])
 def test_every_family(kind: str, rule: str, folder: Folder) -> None:
     """Unequal ranks and numbers of batches, ragged texts, AdamW; a classifier's head."""
