@@ -1,17 +1,21 @@
 """Start-up and round time against the size of the population, with lazy shards: neither may grow with it.
 
-python benchmarks/population.py [--sizes 1000 100000 1000000] [--clients 10] [--rounds 5]
+    python benchmarks/population.py [--sizes 1000 100000 1000000] [--clients 10] [--rounds 6] [--store]
+
+With ``--store`` every client keeps its adapter, in a file.
 """
 
 import argparse
 import json
 import logging
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
 from datetime import date
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -52,21 +56,22 @@ class Clock(pl.Callback):
         self.ends.append(time.process_time())
 
 
-def measure(size: int, clients: int, rounds: int) -> dict[str, float]:
-    """Return CPU seconds of the start and of a round (median)."""
+def measure(size: int, clients: int, rounds: int, store: str | None = None) -> dict[str, float]:
+    """Return CPU seconds of the start and of a round (median), and how many clients' states are in memory."""
     module, clock = Module(), Clock()
-    strategy = FederatedStrategy(
-        AFLoRA(), CohortConfig(clients=clients), LocalTraining(steps=2), ClientsConfig(ranks=[8, 4, 2, 1]), seed=0
-    )
+    kept = ClientsConfig(ranks=[8, 4, 2, 1], keep_adapters=store is not None, store=store)
+    strategy = FederatedStrategy(AFLoRA(), CohortConfig(clients=clients), LocalTraining(steps=2), kept, seed=0)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(strategy=strategy, accelerator="cpu", max_epochs=rounds, callbacks=[clock], **quiet)
     start = time.process_time()
     trainer.fit(module, RoundLoader(Tokens(EXAMPLES), LazyShards(size), batch_size=4))
     ends = [clock.started, *clock.ends]
+    assert strategy.loop.federation is not None
     return {
         "population": size,
         "start_cpu_seconds": round(clock.started - start, 3),
         "round_cpu_seconds": round(statistics.median(b - a for a, b in pairwise(ends[1:])), 3),
+        "states_in_memory": len(strategy.loop.federation.states.recent),
     }
 
 
@@ -75,12 +80,15 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
     parser.add_argument("--clients", type=int, default=10, help="cohort")
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--store", action="store_true", help="clients keep their adapters, in a file")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     measure(100, options.clients, 2)  # warm-up
-    rows = [measure(size, options.clients, options.rounds) for size in options.sizes]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {size: str(Path(folder, f"{size}.sqlite")) if options.store else None for size in options.sizes}
+        rows = [measure(size, options.clients, options.rounds, files[size]) for size in options.sizes]
     print(json.dumps({"rows": rows, "cohort": options.clients, "date": date.today().isoformat()}, indent=2))
 
 

@@ -106,6 +106,8 @@ class ClientsConfig:
         local_norms: Leave normalisation layers on the clients (FedBN: Xiaoxiao Li et al., ICLR 2021, arXiv 2102.07623):
             their parameters and statistics are neither sent nor taken from the server. Each client's own model is then
             the one to look at (`keep_adapters`); the server's keeps the norms that it began with.
+        store: File for what clients keep from round to round, when there are too many of them for memory: then only the
+            cohort's states are in memory, and checkpoints refer to the file. It grows with every round.
     """
 
     ranks: Sequence[int] | None = None
@@ -116,6 +118,7 @@ class ClientsConfig:
     num_clients: int | None = None
     keep_adapters: bool = False
     local_norms: bool = False
+    store: str | None = None
 
     def __post_init__(self) -> None:
         """Check the budgets."""

@@ -12,6 +12,7 @@ import torch
 from pl_fed import chunk_round
 from pl_fed.accounting import NetworkSize, plan_cost
 from pl_fed.adapters import Adapter
+from pl_fed.client_store import ClientStore
 from pl_fed.clients import ClientCost, ClientState
 from pl_fed.context import RoundContext
 from pl_fed.controls import Controls
@@ -21,8 +22,9 @@ from pl_fed.exchange import like
 from pl_fed.federation_config import FederationConfig
 from pl_fed.frozen import FrozenTensors
 from pl_fed.loaders import RoundPlan
+from pl_fed.processes import Processes
 from pl_fed.progress import ClientInProgress
-from pl_fed.round_sharing import Processes, share_round, share_server
+from pl_fed.round_sharing import share_round, share_server
 from pl_fed.rounds import RoundSchedule, Shards, derive_seed
 from pl_fed.secure_round import published, secure_aggregate
 from pl_fed.updates import AdapterState, Update, prefix_slots
@@ -47,7 +49,7 @@ class Federation:
     size: NetworkSize
     fire: Callable[[str, RoundContext], None]
     frozen: FrozenTensors = field(default_factory=FrozenTensors)
-    states: dict[int, ClientState] = field(default_factory=dict)
+    states: ClientStore = field(default_factory=ClientStore)
     versions: dict[str, int] = field(default_factory=lambda: {"a": 0, "b": 0})  # of the server's factors
     merge_bytes: list[int] = field(default_factory=list)  # of each change to the base model, as it is broadcast
     controls: Controls | None = None
@@ -104,14 +106,15 @@ class Federation:
 
     def client_state(self, client_id: int) -> ClientState:
         """Return what a client keeps, made on first use."""
-        if client_id not in self.states:
+        known = self.states.get(client_id)
+        if known is None:
             assert self.cost is not None
             cap = self.config.clients.rank_cap(client_id, self.adapter.rank, self.cost)
-            state = ClientState(prefix_slots(self.server, cap), num_merges=0)
+            known = ClientState(prefix_slots(self.server, cap), num_merges=0)
             if self.config.rule.reinitialises:  # drawn from the seed, by the client as by the server
-                state.versions = {"a": 0, "b": 0}
-            self.states[client_id] = state
-        return self.states[client_id]
+                known.versions = {"a": 0, "b": 0}
+            self.states[client_id] = known
+        return known
 
     def missed_bytes(self, state: ClientState) -> int:
         """Return the bytes of the changes to the base model that a client lacks: the changes, or the whole if less."""
@@ -180,6 +183,7 @@ class Federation:
         context.server = share_server(self)
         self._count_changes(context.previous, renewed, updates)
         self.fire("on_round_end", context)
+        self.states.end_round(context.round_idx, self.processes)
         return context
 
     def _aggregate(self, updates: list[Update], context: RoundContext) -> AdapterState:
@@ -211,6 +215,7 @@ class Federation:
     def drop_round(self) -> None:
         """Give up the round in progress; the server keeps its adapter."""
         self.context, self.schedule, self.sealed = None, None, []
+        self.states.drop_round()
         self._drop_clients()
 
     def _drop_clients(self) -> None:

@@ -6,7 +6,6 @@ import torch
 
 from pl_fed.chunk_round import select_only
 from pl_fed.client_round import start_values
-from pl_fed.clients import ClientState
 from pl_fed.context import ClientContext, RoundContext
 from pl_fed.controls import Controls
 from pl_fed.errors import CheckpointMismatchError
@@ -27,7 +26,7 @@ def save_federation(federation: Federation) -> dict[str, Any]:
         "versions": dict(federation.versions),
         "merge_bytes": list(federation.merge_bytes),
         "controls": None if federation.controls is None else federation.controls.state_dict(),
-        "clients": {client_id: client.state_dict() for client_id, client in federation.states.items()},
+        **federation.states.state_dict(),
         "server_optimizer": federation.config.server_optimizer.state_dict(),
     }
     live = federation.adapter.read().tensors()
@@ -75,7 +74,8 @@ def load_federation(federation: Federation, state: dict[str, Any], device: torch
     federation.merge_bytes = list(state["merge_bytes"])
     federation.controls = None if state["controls"] is None else Controls.from_state_dict(state["controls"], device)
     federation.shards = state["shards"]
-    federation.states = {k: ClientState.from_state_dict(v, device) for k, v in state["clients"].items()}
+    federation.states.device = device
+    federation.states.load_state_dict(state)
     federation.config.server_optimizer.load_state_dict(state["server_optimizer"], device)
     if "server" in state:
         federation.server = AdapterState.from_tensors({name: v.to(device) for name, v in state["server"].items()})

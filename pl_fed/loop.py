@@ -17,7 +17,7 @@ from pl_fed.errors import TooFewClientsError
 from pl_fed.federation import Federation
 from pl_fed.federation_state import load_federation, resume_round, save_federation
 from pl_fed.loaders import RoundPlan
-from pl_fed.round_sharing import Processes
+from pl_fed.processes import Processes
 
 
 class FederatedLoop(Callback):

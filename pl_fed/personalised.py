@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from pl_fed.client_store import ClientStore
 from pl_fed.errors import FederatedConfigError
 from pl_fed.federation import Federation
 from pl_fed.loaders import ClientLoader
@@ -20,7 +21,7 @@ class PersonalisedEvaluation(Callback):
 
     def __init__(self) -> None:
         self.federation: Federation | None = None  # set by the strategy
-        self.loaded: dict[int, dict[str, Tensor]] | None = None  # of the checkpoint that the network was loaded from
+        self.loaded: ClientStore | None = None  # of the checkpoint that the network was loaded from
         self._server: AdapterState | None = None  # put aside while a client's adapter is in the network
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,18 +42,22 @@ class PersonalisedEvaluation(Callback):
         Raises:
             FederatedConfigError: If no client kept an adapter, or the batch does not name its client.
         """
-        if _is_personalised(trainer.test_dataloaders, dataloader_idx) and not self._kept():
+        first = batch_idx == 0 and _is_personalised(trainer.test_dataloaders, dataloader_idx)
+        if first and not any(self._adapter_of(client_id) for client_id in self._store()):
             raise FederatedConfigError(
                 "Expected clients' own adapters for the personalised loader but none were kept: train with "
                 "`clients.keep_adapters: true` and test from that run or its checkpoint."
             )
         self._load(trainer.test_dataloaders, dataloader_idx, batch)
 
-    def _kept(self) -> dict[int, dict[str, Tensor]]:
+    def _store(self) -> ClientStore:
         assert self.federation is not None
-        if self.loaded is not None:
-            return self.loaded
-        return {k: state.adapter for k, state in self.federation.states.items() if state.adapter}
+        return self.federation.states if self.loaded is None else self.loaded
+
+    def _adapter_of(self, client_id: int) -> dict[str, Tensor]:
+        """Return the adapter that a client keeps; empty if it has none."""
+        state = self._store().read(client_id)
+        return {} if state is None else state.adapter
 
     def _load(self, loaders: Any, dataloader_idx: int, batch: Any) -> None:
         if not _is_personalised(loaders, dataloader_idx):
@@ -67,8 +72,8 @@ class PersonalisedEvaluation(Callback):
         adapter = self.federation.adapter
         if self._server is None:
             self._server = adapter.read().clone()
-        own = self._kept().get(int(batch["client_id"][0]))
-        adapter.write(self._server if own is None else AdapterState.from_tensors(own))
+        own = self._adapter_of(int(batch["client_id"][0]))
+        adapter.write(AdapterState.from_tensors(own) if own else self._server)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the server's adapter back, before the round's client is."""

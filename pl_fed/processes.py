@@ -1,12 +1,29 @@
 """Which process trains which clients of a round, and what a run in several processes cannot do."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint, Timer
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.rounds import ClientWork
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How this process speaks to the others; by default it is alone.
+
+    Args:
+        number: How many there are.
+        gather: Returns the values of all of them, by rank.
+        broadcast: Returns the value of the first.
+    """
+
+    number: int = 1
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    broadcast: Callable[[Any], Any] = lambda value: value
 
 
 def share_out(work: Sequence[ClientWork], num_processes: int) -> list[tuple[ClientWork, ...]]:

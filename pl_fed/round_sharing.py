@@ -1,7 +1,6 @@
 """One round in several processes: who trains which clients, and how every process comes to know the whole round."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,21 +11,6 @@ from pl_fed.updates import AdapterState, Update
 
 if TYPE_CHECKING:
     from pl_fed.federation import Federation
-
-
-@dataclass(frozen=True)
-class Processes:
-    """How this process speaks to the others; by default it is alone.
-
-    Args:
-        number: How many there are.
-        gather: Returns the values of all of them, by rank.
-        broadcast: Returns the value of the first.
-    """
-
-    number: int = 1
-    gather: Callable[[Any], list[Any]] = lambda value: [value]
-    broadcast: Callable[[Any], Any] = lambda value: value
 
 
 def share_round(federation: "Federation") -> None:
@@ -56,7 +40,7 @@ def share_round(federation: "Federation") -> None:
     for part in parts:
         context.metrics |= part["metrics"]
         known = part["clients"].items()
-        federation.states |= {client_id: ClientState.from_state_dict(state, device) for client_id, state in known}
+        federation.states.update({k: ClientState.from_state_dict(state, device) for k, state in known})
 
 
 def _own_part(federation: "Federation", context: RoundContext) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pl_fed.accounting import NetworkSize
 from pl_fed.adapters import MERGED, Adapter
 from pl_fed.checkpoint_io import AtomicCheckpointIO
 from pl_fed.chunks import PackedBatch, Packing
+from pl_fed.client_store import ClientStore
 from pl_fed.clients import ClientsConfig
 from pl_fed.engines import Engine, PackedEngine, SequentialEngine
 from pl_fed.federation import Federation
@@ -23,8 +24,7 @@ from pl_fed.loaders import ClientLoader, RoundLoader
 from pl_fed.loop import FederatedLoop
 from pl_fed.personalised import PersonalisedEvaluation
 from pl_fed.process_group import ProcessGroupStrategy
-from pl_fed.processes import check_rounds, check_trainer
-from pl_fed.round_sharing import Processes
+from pl_fed.processes import Processes, check_rounds, check_trainer
 from pl_fed.rounds import CohortConfig, LocalTraining, derive_seed
 from pl_fed.rules import AFLoRA, Rule
 from pl_fed.secure_round import SecureAggregation
@@ -151,9 +151,12 @@ class FederatedStrategy(ProcessGroupStrategy):
         if known is None or not known.adapter.same_parameters(adapter):
             self.config.server_optimizer.reset()  # its moments may be another network's
             frozen = FrozenTensors.of(module, adapter.dense)
-            known = Federation(self.config, self.engine, adapter, size, self.loop.fire, frozen)
+            known = Federation(self.config, self.engine, adapter, size, self.loop.fire, frozen, self._client_store())
         known.processes = Processes(self.world_size, self.gather, self.broadcast)
         self.loop.federation = self.personal.federation = known
+
+    def _client_store(self) -> ClientStore:
+        return ClientStore(self.config.clients.store, self.root_device, self.is_global_zero)
 
     def process_dataloader(self, dataloader: Any) -> Any:
         """Bind a training loader of rounds and note personalised ones; other loaders pass."""
@@ -226,8 +229,8 @@ class FederatedStrategy(ProcessGroupStrategy):
             Adapter(self.lightning_module).add_merged()
         check_shapes(self.lightning_module, checkpoint["state_dict"])
         super().load_model_state_dict(checkpoint, strict=strict)
-        clients = state.get("clients", {})
-        self.personal.loaded = {k: c["adapter"] for k, c in clients.items() if c["adapter"]}
+        self.personal.loaded = self._client_store()
+        self.personal.loaded.load_state_dict(state or {"clients": {}, "past": []})
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         """Load the optimizer.

@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "clients",
             "chunks",
             "client_loader",
+            "client_store",
             "loaders",
             "codecs",
             "wire",
