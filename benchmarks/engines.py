@@ -8,6 +8,7 @@ compared at the end; with it (``--dropout``) their random numbers differ.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -174,14 +175,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
-    rows = [measure(options, work, size) for work in options.work for size in options.batch_sizes]
-    print(
-        "| work | batch | sequential / packed (min to max) | CPU s sequential | CPU s packed |\n|---|---|---|---|---|"
-    )
-    for row in rows if len(options.engines) == 2 else []:
-        spread = f"{row['ratio_median']} ({row['ratio_min']} to {row['ratio_max']})"
-        seconds = f"{row['seconds_sequential']} | {row['seconds_packed']}"
-        print(f"| {row['work']} | {row['batch_size']} | {spread} | {seconds} |")
+    print("| work | batch | sequential / packed (min to max) | CPU s sequential | CPU s packed |")
+    print("|---|---|---|---|---|", flush=True)
+    rows = []
+    for work, size in itertools.product(options.work, options.batch_sizes):
+        rows.append(row := measure(options, work, size))
+        if len(options.engines) == 2:
+            spread = f"{row['ratio_median']} ({row['ratio_min']} to {row['ratio_max']})"
+            print(f"| {work} | {size} | {spread} | {row['seconds_sequential']} | {row['seconds_packed']} |", flush=True)
     machine = {"machine": platform.processor() or platform.machine(), "load": os.getloadavg()[0]}
     print(json.dumps({"rows": rows, "settings": vars(options), **machine, "date": date.today().isoformat()}, indent=1))
 

@@ -50,19 +50,25 @@ def packed_attention(
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _by_sequence(run, query, key, value, causal, scale, dropout), None
+
+
+def _by_sequence(
+    run: Pass, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float, dropout: float
+) -> Tensor:
+    """Attend within each sequence, in one go where all are of one length; (1, tokens, heads, width)."""
     lengths = run.segments.lengths
+    masks = _masks(run, query, dropout)
     if run.segments.uniform:
         parts = [tuple(_stacked(x, lengths[0]) for x in (query, key, value))]
+        masks = [torch.cat(masks)] if masks else []
     else:
         parts = list(zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True))
-    masks = _masks(run, query, dropout)
-    if run.segments.uniform and masks:
-        masks = [torch.cat(masks)]
     outputs = []
     for i, (q, k, v) in enumerate(parts):
         attended = _attend(q, k, v, causal, scale, masks[i] if masks else None)
-        outputs.append(attended.transpose(1, 2).reshape(1, -1, *attended.shape[1::2]))  # (1, tokens, heads, width)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
+        outputs.append(attended.transpose(1, 2).reshape(1, -1, *attended.shape[1::2]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
 
 def _stacked(x: Tensor, length: int) -> Heads:
