@@ -129,6 +129,8 @@ class FederatedStrategy(ProcessGroupStrategy):
         super().setup_optimizers(trainer)
         assert self.loop.federation is not None
         self._chosen = False
+        if self.loop.mid_round:  # of a fit that failed; a checkpoint's comes later
+            self.loop.federation.drop_round()
         for engine in (self._sequential, self._packed):  # now: a checkpoint's schedules are in the middle of a client
             engine.bind(self.loop.federation.adapter, self.optimizers, self.lr_scheduler_configs)
 

@@ -20,7 +20,8 @@ from pl_fed.modules import LoraCausalLM, LoraModule, LoraSettings
 from pl_fed.rounds import ClientWork, LocalTraining
 from pl_fed.rules import FedIT
 from tests.helpers.packed import federation, loader, module_of, run
-from tests.helpers.tiny import TinyLM, make_strategy, make_trainer, round_loader
+from tests.helpers.tiny import TinyLM, adapter_tensors, make_strategy, make_trainer, round_loader
+from tests.packing.test_packed_resume import PackedLM
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 Folder = Callable[..., str]
@@ -201,6 +202,26 @@ def test_max_steps_inside_a_chunk_leave_the_server(folder: Folder) -> None:
     assert all(torch.equal(p, start[name]) for name, p in module.named_parameters())
     assert {id(p) for p in strategy.optimizers[0].param_groups[0]["params"]} <= {id(p) for p in module.parameters()}
     assert "clip_grad_by_norm" not in vars(strategy.precision_plugin)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "packed"])
+def test_a_fit_after_one_that_failed(engine: str) -> None:
+    """It begins its round anew, with clients and optimizer of its own."""
+
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 2:
+                raise KeyError
+
+    strategy, module, fails = make_strategy(engine=engine), PackedLM(), Fails()
+    trainer = make_trainer(strategy, callbacks=[fails], max_epochs=1)
+    with pytest.raises(KeyError):
+        trainer.fit(module, round_loader())
+    start = adapter_tensors(module)
+    Fails.on_train_batch_end = Callback.on_train_batch_end  # type: ignore[method-assign,assignment]
+    trainer.fit(module, round_loader())
+    assert not strategy.loop.mid_round
+    assert any(not torch.equal(value, start[name]) for name, value in adapter_tensors(module).items())
 
 
 def test_the_network_is_as_before(folder: Folder) -> None:
