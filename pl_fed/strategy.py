@@ -76,7 +76,7 @@ class FederatedStrategy(ProcessGroupStrategy):
         secure_aggregation: SecureAggregation | Literal["ideal", "pairwise"] | None = None,
     ) -> None:
         super().__init__(checkpoint_io=AtomicCheckpointIO())
-        self._seed = seed
+        secure = SecureAggregation(secure_aggregation) if isinstance(secure_aggregation, str) else secure_aggregation
         self.config = FederationConfig(
             rule or AFLoRA(),
             cohort,
@@ -84,11 +84,9 @@ class FederatedStrategy(ProcessGroupStrategy):
             clients,
             server_optimizer or ServerOptimizer(),
             codecs,
-            secure_aggregation=SecureAggregation(secure_aggregation)
-            if isinstance(secure_aggregation, str)
-            else secure_aggregation,
+            secure_aggregation=secure,
         )
-        self._wanted, self._chosen = engine, False
+        self._wanted, self._chosen, self._seed = engine, False, seed
         self.engine: Engine = SequentialEngine()
         self._sequential = self.engine
         self._packed = PackedEngine(engine if isinstance(engine, Packing) else Packing())
