@@ -1,6 +1,6 @@
 """Scorers and baselines on SYNTHETIC scenes: one table of errors and correlations, with the spread over seeds.
 
-    python benchmarks/isa.py                                   # about ten minutes on two idle CPU cores
+    python benchmarks/isa.py                                   # about half an hour of a CPU core
     python benchmarks/isa.py --images 100 --epochs 2 --seeds 0 --zero_shot 0
 
 A seed draws its own scenes, raters, split and training. Nobody has rated these pictures, and texts are written by the
