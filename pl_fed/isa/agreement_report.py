@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.agreement import AgreementRow
+from pl_fed.isa.tables import check_writable
 
 SUFFIXES = (".csv", ".json")
 
@@ -45,11 +46,12 @@ def check_output(path: str | Path) -> Path:
     """Return the path of a report.
 
     Raises:
-        FederatedConfigError: If its ending says neither CSV nor JSON.
+        FederatedConfigError: If its ending says neither CSV nor JSON, or it cannot be written.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in SUFFIXES:
         raise FederatedConfigError(f"Expected `output` to end in {' or '.join(SUFFIXES)} but got '{path.name}'.")
+    check_writable(path)
     return path
 
 
@@ -72,5 +74,4 @@ def write_agreement(rows: Sequence[AgreementRow], path: str | Path) -> None:
         writer.writeheader()
         writer.writerows(cells)
         text = sink.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")

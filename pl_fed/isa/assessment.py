@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from PIL import Image
 
 from pl_fed.isa.extraction import Extracted
-from pl_fed.isa.images import shrink
+from pl_fed.isa.images import ImageFile, printable, shrink
 from pl_fed.isa.parsing import parse
-from pl_fed.isa.rubric import to_level
+from pl_fed.isa.rubric import ENTITY, SEMANTIC, to_level
 from pl_fed.isa.scorers.base import Score, Scorer
 from pl_fed.isa.story import SECTIONS, Story
 from pl_fed.isa.tables import Row
@@ -58,13 +58,21 @@ def make_row(result: Extracted, score: Score | None) -> Row:
         "semantic_1_to_5": score and _level(score.semantic),
         "entity_uncertainty": score and score.entity_uncertainty,
         "semantic_uncertainty": score and score.semantic_uncertainty,
+        "entity_direction": ENTITY.direction,
+        "semantic_direction": SEMANTIC.direction,
         "clues": clue_list(story),
         "description": story.description,
         "model_output": result.text,
         "note": result.note,
         "error": result.error,
-        "path": str(result.file.path.absolute()),
+        "path": _path(result.file),
     }
+
+
+def _path(file: ImageFile) -> str:
+    """Return the whole path, with escapes where it has bytes that are no text."""
+    path = str(file.path.absolute())
+    return path if path == path.encode("utf-8", "replace").decode() else printable(path)
 
 
 def _level(score: float | None) -> float | None:

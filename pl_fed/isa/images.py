@@ -15,7 +15,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pl_fed.errors import FederatedConfigError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# Of photographs, also those that Pillow reads only with a plugin: each is a row with an error, not left out in silence.
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".avif", ".heic", ".heif", ".jp2", ".jxl"),
+)
 MAX_BYTES = 512 * 2**20
 # What Pillow raises for files that it cannot read, the warning about sizes made an error included.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError, Warning)

@@ -30,11 +30,21 @@ def find_image(row: Row, folder: Path | None) -> Image.Image | None:
         row: A row of scores.
         folder: Where the names are to be looked for; None means at the path of the row.
     """
-    path = folder / str(row["file_name"]) if folder is not None else Path(str(row.get("path") or row["file_name"]))
+    name = str(row["file_name"])
+    path = folder / name if folder is not None else Path(str(row.get("path") or name))
     try:
-        return read_image(ImageFile(path, str(row["file_name"]))).pixels
-    except (ImageReadError, ValueError):  # a zero byte in a name
+        return read_image(ImageFile(_unescaped(path), name)).pixels
+    except (ImageReadError, OSError, ValueError):  # a zero byte in a name
         return None
+
+
+def _unescaped(path: Path) -> Path:
+    """Return where a path leads in which a table has escapes for what it cannot hold."""
+    found = Path(path.anchor)
+    for part in path.relative_to(found).parts:
+        plain = found / part
+        found = plain if plain.exists() else next((f for f in found.iterdir() if printable(f.name) == part), plain)
+    return found
 
 
 def caption(row: Row) -> str:

@@ -1,6 +1,7 @@
 """Tables of scores and texts: CSV, JSON lines, JSON or Parquet, by the ending of the file's name."""
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,36 @@ def check_ending(path: str | Path, endings: Sequence[str] = ENDINGS, setting: st
         raise FederatedConfigError(
             f"Expected `{setting}` to end in {', '.join(endings)} but got '{path}': the ending chooses the format."
         )
+
+
+def check_output(path: str | Path, endings: Sequence[str] = ENDINGS, setting: str = "output") -> None:
+    """Make the folder of a file and refuse one that cannot be written, before the work whose result it is for.
+
+    Raises:
+        FederatedConfigError: If its ending is unknown, or it cannot be written.
+    """
+    check_ending(path, endings, setting)
+    check_writable(Path(path), setting)
+
+
+def check_writable(path: Path, setting: str = "output") -> None:
+    """Make the folder of a file and refuse one that cannot be written.
+
+    Raises:
+        FederatedConfigError: If it cannot be written.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FederatedConfigError(
+            f"Expected `{setting}` to be a file that can be written but got '{path}' ({error.strerror}): give another "
+            "path."
+        ) from error
 
 
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:

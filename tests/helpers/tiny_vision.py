@@ -17,6 +17,9 @@ from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -89,6 +92,21 @@ def florence2(folder: Path) -> None:
         is_encoder_decoder=True,
     )  # fmt: skip
     save(Florence2ForConditionalGeneration(config), folder)
+
+
+def llava(folder: Path) -> None:
+    text = tokenizer("<image>", model_specific_special_tokens={"image_token": "<image>"})
+    images = CLIPImageProcessorPil(size=SIZE, do_center_crop=False)
+    options = {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    LlavaProcessor(images, text, chat_template=CHAT, **options).save_pretrained(folder)
+    config = LlavaConfig(
+        vision_config={**VISION, "model_type": "clip_vision_model", "image_size": SIDE, "patch_size": 16,
+                       "num_hidden_layers": 2, "projection_dim": 16},
+        text_config={**VISION, **TOKENS, "model_type": "llama", "vocab_size": len(text), "num_key_value_heads": 2,
+                     "max_position_embeddings": 4096},
+        image_token_id=text.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    save(LlavaForConditionalGeneration(config), folder)
 
 
 def save(model: Any, folder: Path) -> None:

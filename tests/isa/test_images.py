@@ -119,6 +119,13 @@ def test_folders_files_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         find_images(["nope*"])
 
 
+def test_photographs_of_telephones_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (found,) = find_images([tmp_path])
+    with pytest.raises(ImageReadError, match="no image of a format that Pillow reads"):
+        read_image(found)
+
+
 def test_same_names_get_their_paths(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,10 +17,14 @@ import pytest
 from PIL import Image
 
 from pl_fed.errors import FederatedConfigError
+from pl_fed.isa.assessment import make_row
+from pl_fed.isa.extraction import Extracted
+from pl_fed.isa.images import find_images
 from pl_fed.isa.rating_page import rating_page
+from pl_fed.isa.scorers import Score
 from pl_fed.isa.selection import Criteria, select
-from pl_fed.isa.sheet import write_html, write_png
-from pl_fed.isa.tables import read_rows, write_rows
+from pl_fed.isa.sheet import find_image, write_html, write_png
+from pl_fed.isa.tables import check_output, read_rows, write_rows
 from tests.helpers.isa import picture, saved
 
 EVIL = '</script><img src=x onerror="alert(1)">&猫.png'
@@ -204,3 +209,28 @@ def test_rating_page_in_use(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(found["table"])))
     assert rows == [{"file_name": first, "rater": "Ann", "entity": "3", "semantic": "5"}]
     assert found["progress"] == "Image 2 of 2, 1 rated."
+
+
+def test_images_whose_names_no_table_holds_are_found(tmp_path: Path) -> None:
+    """Line breaks and bytes that are no text are escapes in a table; the row still leads to the file."""
+    for number, name in enumerate((b"a\nb.png", b"\xff.png")):
+        folder = tmp_path / os.fsdecode(b"of \xfe") / f"{number}"
+        folder.mkdir(parents=True)
+        picture(number).save(os.fsdecode(os.fsencode(folder) + b"/" + name), "PNG")
+    files = find_images([tmp_path])
+    rows = [make_row(Extracted(file, "A text."), Score(0.5, 0.5, 0.1, 0.1)) for file in files]
+    write_rows(rows, tmp_path / "s.csv")
+    for number, row in enumerate(read_rows(tmp_path / "s.csv")):
+        for folder in (None, tmp_path):
+            found = find_image(row, folder)
+            assert found is not None and np.array_equal(np.asarray(found), np.asarray(picture(number)))
+
+
+@pytest.mark.parametrize("name", ["folder.csv", "file/s.csv"])
+def test_a_table_that_cannot_be_written_is_refused_first(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FederatedConfigError, match="Expected `output` to be a file that can be written but got"):
+        check_output(tmp_path / name)
+    check_output(tmp_path / "new" / "s.csv")
+    assert list((tmp_path / "new").iterdir()) == []

@@ -8,7 +8,7 @@ from rich import get_console
 from pl_fed.isa.commands.options import add_extraction, full_names, say_cost, start
 from pl_fed.isa.extraction import with_progress
 from pl_fed.isa.images import find_images
-from pl_fed.isa.tables import Row, check_ending, write_rows
+from pl_fed.isa.tables import Row, check_output, write_rows
 
 HELP = "Writes a text about each image, one JSON object a line with `file_name` and `model_output`."
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str], parser_class: type[ArgumentParser] = Argument
     """
     parser = make_parser(parser_class)
     options = parser.instantiate(parser.parse_args(full_names(arguments)))
-    check_ending(options.output, (".jsonl",))
+    check_output(options.output, (".jsonl",))
     files = find_images(options.paths)
     rows: dict[int, Row] = {}
     extraction, cache = start(options)

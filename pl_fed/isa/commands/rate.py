@@ -13,7 +13,7 @@ from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.html import data_uri
 from pl_fed.isa.images import ImageFile, ImageReadError, find_images, read_image
 from pl_fed.isa.rating_page import rating_page
-from pl_fed.isa.tables import check_ending
+from pl_fed.isa.tables import check_output
 
 HELP = """\
 Writes one HTML page to rate images from 1 to 5, blind and in an order of the rater's own. It works without a server:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str], parser_class: type[ArgumentParser] = Argument
         parser_class: What reports usage errors.
     """
     options = make_parser(parser_class).parse_args(list(arguments))
-    check_ending(options.output, (".html",))
+    check_output(options.output, (".html",))
     if not options.rater.strip() or options.max_side < 1:
         raise FederatedConfigError(
             f"Expected a name in `rater` and a `max_side` of at least 1 but got '{options.rater}' and "
@@ -52,7 +52,6 @@ def main(arguments: Sequence[str], parser_class: type[ArgumentParser] = Argument
     images = [(name, source) for name, source in found if source is not None]
     if not images:
         raise FederatedConfigError("Expected images that can be read but got none: see the warnings above.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(rating_page(images, options.rater), encoding="utf-8")
     get_console().print(f"{len(images)} images for {options.rater}: {output}", markup=False)
 

@@ -14,7 +14,7 @@ from pl_fed.isa.extraction import with_progress
 from pl_fed.isa.images import find_images
 from pl_fed.isa.rubric import RUBRICS
 from pl_fed.isa.scorers.base import Scorer
-from pl_fed.isa.tables import ENDINGS, Row, check_ending, write_rows
+from pl_fed.isa.tables import ENDINGS, Row, check_output, write_rows
 
 HELP = """\
 Gives each image an Entity Score and a Semantic Score, from 0 to 1 and from 1 to 5, with an uncertainty and the clues
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str], parser_class: type[ArgumentParser] = Argument
     parser = make_parser(parser_class)
     options = parser.instantiate(parser.parse_args(full_names(arguments)))
     if options.output is not None:
-        check_ending(options.output)
+        check_output(options.output)
     files = find_images(options.paths)
     extraction, cache = start(options)
     with cache:

@@ -8,7 +8,7 @@ from rich import get_console
 
 from pl_fed.isa.selection import Criteria, select
 from pl_fed.isa.sheet import write_html, write_png
-from pl_fed.isa.tables import check_ending, read_rows
+from pl_fed.isa.tables import check_output, read_rows
 
 HELP = """\
 Takes the images of a table that `score` wrote with a semantic score from --min_ss on and an entity score inside --es,
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str], parser_class: type[ArgumentParser] = Argument
         parser_class: What reports usage errors.
     """
     options = make_parser(parser_class).parse_args(list(arguments))
-    check_ending(options.output, (".png", ".html"))
+    check_output(options.output, (".png", ".html"))
     criteria = Criteria(options.min_ss, (options.es[0], options.es[1]), options.top)
     rows = select(read_rows(options.scores), criteria)
     if not rows:
@@ -44,7 +44,6 @@ def main(arguments: Sequence[str], parser_class: type[ArgumentParser] = Argument
         return
     folder = None if options.folder is None else Path(options.folder)
     path = Path(options.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".png":
         write_png(rows, path, folder)
     else:

@@ -43,6 +43,10 @@ def test_score_extract_and_precomputed_agree(photos: Path, capsys: pytest.Captur
     assert rows["bad.png"]["error"] == "no image of a format that Pillow reads" and not rows["bad.png"]["entity_score"]
     assert rows["[b]copy.png"]["note"] == "the same content as 0.png"
     good = rows["0.png"]
+    assert (good["entity_direction"], good["semantic_direction"]) == (
+        "higher is more crowded, the middle is best",
+        "higher is richer",
+    )
     assert good["entity_1_to_5"] == pytest.approx(1 + 4 * good["entity_score"])
     assert "ES (Entity Score, 1-5): higher is more crowded" in " ".join(shown.split())
     main(["extract", str(photos), *OFFLINE, "--output", "t.jsonl"])
@@ -104,6 +108,10 @@ def test_rate(photos: Path, link: bool) -> None:
         (["score", "{photos}", "--scorer=HeuristicScorer", "--scorer.words_scale=0"], "Expected `words_scale` above 0"),
         (["score", "nope"], "Expected 'nope' to be a file, a folder or a glob"),
         (["score", "{photos}", "--output=s.txt"], "Expected `output` to end in .csv"),
+        (
+            ["score", "{photos}", "--output={photos}/bad.png/s.csv"],
+            "Expected `output` to be a file that can be written",
+        ),
         (["extract", "{photos}", "--output=s.csv"], "Expected `output` to end in .jsonl"),
         (["score", "{photos}/bad.png"], "Expected at least one image with a text but all 1 failed"),
         (["select", "nope.csv", "--output=x.png"], "Expected `scores` to be a table but 'nope.csv' cannot be read"),

@@ -30,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return make
 
 
-@pytest.mark.parametrize("kind", ["idefics3", "florence2", "blip"])
+@pytest.mark.parametrize("kind", ["idefics3", "llava", "florence2", "blip"])
 def test_a_description_is_what_the_model_generates(saved: Callable[[str], str], tmp_path: Path, kind: str) -> None:
     """The same as processor, `generate` and decoding by hand; twice the same; the prompt is not in it."""
     folder, image = saved(kind), loaded(picture(), tmp_path)
@@ -45,8 +45,9 @@ def test_a_description_is_what_the_model_generates(saved: Callable[[str], str], 
         assert processor.batch_decode(ids, skip_special_tokens=True)[0].strip() == text
 
 
-def test_the_image_matters(saved: Callable[[str], str]) -> None:
-    extractor = LocalExtractor(saved("idefics3"), max_new_tokens=20)
+@pytest.mark.parametrize("kind", ["idefics3", "llava"])
+def test_the_image_matters(saved: Callable[[str], str], kind: str) -> None:
+    extractor = LocalExtractor(saved(kind), max_new_tokens=20)
     assert len({extractor.ask(picture(seed), "What?", 20) for seed in range(6)}) > 1
 
 
