@@ -1,14 +1,16 @@
 """Metrics of predicted scores: pure functions and the TorchMetrics classes around them."""
 
-from pl_fed.metrics.bootstrap import Interval, bootstrap, interval, resample
+from pl_fed.metrics.bootstrap import BootstrapInterval, Interval, bootstrap, interval, resample
 from pl_fed.metrics.correlation import Kendall, Pearson, Spearman, kendall, pearson, spearman
 from pl_fed.metrics.deviation import RootMeanAbsoluteError, RootMeanSquaredError, rmae, rmse
-from pl_fed.metrics.reference import constant_predictor, one_rater
+from pl_fed.metrics.reference import OneRater, constant_predictor, one_rater
 from pl_fed.metrics.reliability import icc, spearman_brown
 
 __all__ = [
+    "BootstrapInterval",
     "Interval",
     "Kendall",
+    "OneRater",
     "Pearson",
     "RootMeanAbsoluteError",
     "RootMeanSquaredError",

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Num
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from pl_fed.errors import FederatedConfigError
 
@@ -100,3 +103,46 @@ def bootstrap(
     """
     found = resample(lambda images: metric(preds[images], target[images]), len(target), num_resamples, seed)
     return interval(float(metric(preds, target)), found, level)
+
+
+class BootstrapInterval(Metric):
+    """The interval of a figure over all batches.
+
+    Args:
+        formula: Any of the functions of `pl_fed.metrics`.
+        num_resamples: Number of resamples.
+        level: Share of them inside the interval.
+        seed: Seed of the draws.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    preds: list[Tensor]
+    target: list[Tensor]
+
+    def __init__(
+        self,
+        formula: Callable[[Tensor, Tensor], Tensor],
+        num_resamples: int = 1000,
+        level: float = 0.95,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.formula, self.settings = formula, (num_resamples, level, seed)
+        self.add_state("preds", default=[], dist_reduce_fx="cat")
+        self.add_state("target", default=[], dist_reduce_fx="cat")
+
+    def update(self, preds: Num[Tensor, " batch"], target: Num[Tensor, " batch"]) -> None:
+        """Keep a batch of scores."""
+        self.preds.append(preds.detach())
+        self.target.append(target.detach())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the ends, ``low`` and ``high``; nan where they are not defined."""
+        low = high = float("nan")
+        if self.preds:
+            preds, target = dim_zero_cat(self.preds).cpu(), dim_zero_cat(self.target).cpu()
+            ends = bootstrap(self.formula, preds, target, *self.settings)
+            low, high = ends.low, ends.high
+        return {"low": torch.tensor(low), "high": torch.tensor(high)}

@@ -1,10 +1,13 @@
 """Reference lines for predicted scores: a predictor that knows only the mean, and one human against the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 
 def constant_predictor(
@@ -40,3 +43,47 @@ def one_rater(
         known = ~(own.isnan() | others.isnan())
         found.append(metric(own[known], others[known]))
     return torch.stack(found)
+
+
+class OneRater(Metric):
+    """Figures of one rater against the mean of the others, over all batches: the mean over raters of `one_rater`.
+
+    Raters for whom a figure is not defined are left out of its mean.
+
+    Args:
+        formulas: Functions of `pl_fed.metrics` by the names of their figures.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    own: list[Tensor]
+    others: list[Tensor]
+    raters: list[Tensor]
+
+    def __init__(self, formulas: Mapping[str, Callable[[Tensor, Tensor], Tensor]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.formulas = dict(formulas)
+        for name in ("own", "others", "raters"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, ratings: Float[Tensor, "batch raters"]) -> None:
+        """Keep a batch of ratings; nan where a rater has not rated an image."""
+        known = ~ratings.isnan()
+        sums, counts = ratings.nansum(1, keepdim=True), known.sum(1, keepdim=True)
+        others = (sums - ratings) / (counts - 1)
+        usable = known & (counts > 1)  # (batch, raters)
+        self.own.append(ratings[usable])
+        self.others.append(others[usable])
+        self.raters.append(usable.nonzero()[:, 1])
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the figures by name; nan where none is defined."""
+        if not self.own:
+            return {name: torch.tensor(float("nan")) for name in self.formulas}
+        own, others, raters = (dim_zero_cat(state) for state in (self.own, self.others, self.raters))
+        chosen = [raters == rater for rater in raters.unique()]
+        found: dict[str, Tensor] = {}
+        for name, formula in self.formulas.items():
+            values = [formula(own[mine], others[mine]) for mine in chosen]
+            found[name] = torch.stack(values).nanmean() if values else torch.tensor(float("nan"))
+        return found

@@ -19,7 +19,9 @@ class ScoringModule(EvaluatedModule):
 
     Logs ``train/loss`` and, for each score, ``val/semantic_rmse``, ``_rmae``, ``_pcc``, ``_srcc`` and ``_kendall``;
     where the datamodule has `score_means`, also ``val/semantic_constant_rmse`` and ``_rmae`` of a predictor that always
-    says the training mean. Where batches say whose they are, also ``client_mean_semantic_rmse``,
+    says the training mean; where batches have `ratings`, ``val/semantic_one_rater_rmse``, ``_pcc`` and ``_srcc`` of a
+    rater against the mean of the others. A test adds ``test/semantic_srcc_low`` and ``_high``, the ends of 95 %
+    bootstrap intervals, also for ``rmse`` and ``pcc``. Where batches say whose they are, also ``client_mean_semantic_rmse``,
     ``worst_client_semantic_rmse`` and ``worst_client_id``.
     """
 
@@ -44,14 +46,18 @@ class ScoringModule(EvaluatedModule):
         means = getattr(getattr(self._trainer, "datamodule", None), "score_means", None)
         if means is not None:
             means = torch.tensor([float(means[SCORES.index(name)]) for name in self.scores.names])
-        return ScoreEvaluation(self.scores.names, means)
+        testing = self._trainer is not None and bool(self._trainer.testing)
+        return ScoreEvaluation(self.scores.names, means, testing)
 
     def evaluate(self, batch: Batch, evaluation: ScoreEvaluation, stage: str) -> None:
         """Add a batch to a loader's figures."""
         targets, outputs = chosen_targets(batch["targets"], self.scores), self.outputs(batch)
         losses, _ = score_losses(outputs, targets, self.scores)
         found = predicted_scores(outputs, self.scores).scores
-        evaluation.update(found, targets, losses, client_ids(batch, len(targets)))
+        ratings = batch.get("ratings")
+        if ratings is not None:
+            ratings = ratings[:, :, [SCORES.index(name) for name in self.scores.names]]
+        evaluation.update(found, targets, losses, client_ids(batch, len(targets)), ratings)
 
     def predict(self, batch: Batch) -> PredictedScores:
         """Return the scores of a batch."""

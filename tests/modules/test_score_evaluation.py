@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
+from pl_fed.metrics import bootstrap, spearman
 from pl_fed.modules.score_evaluation import ScoreEvaluation
 
 NAN = math.nan
@@ -66,3 +67,30 @@ def test_a_score_that_nobody_rated_is_not_a_number() -> None:
     assert math.isnan(results["entity_rmse"]) and math.isnan(results["entity_srcc"])
     assert results["semantic_pcc"] == pytest.approx(1.0) and results["semantic_rmse"] == 0.0
     assert "worst_client_entity_rmse" not in results
+
+
+def test_one_rater_and_intervals_are_those_of_all_batches() -> None:
+    """Against scipy and the plain bootstrap; the second rater has not rated some images, the third rates nothing."""
+    rng = np.random.default_rng(2)
+    ratings = rng.random((40, 3, 2))
+    ratings[:9, 1], ratings[:, 2] = np.nan, np.nan
+    targets, scores = np.nanmean(ratings, 1), rng.random((40, 2))
+    evaluation = ScoreEvaluation(("entity", "semantic"), intervals=True)
+    for part in (slice(0, 9), slice(9, 40)):
+        found, wanted, by_rater = (torch.from_numpy(x[part]) for x in (scores, targets, ratings))
+        evaluation.update(found, wanted, torch.zeros_like(wanted), torch.full((len(found),), -1), by_rater)
+    results = evaluation.results({})
+    for i, name in enumerate(("entity", "semantic")):
+        a, b = ratings[9:, 0, i], ratings[9:, 1, i]
+        expected = {"rmse": root_mean_squared_error(a, b), "srcc": stats.spearmanr(a, b).statistic}
+        assert {key: results[f"{name}_one_rater_{key}"] for key in expected} == pytest.approx(expected, abs=1e-6)
+        ends = bootstrap(spearman, torch.from_numpy(scores[:, i]), torch.from_numpy(targets[:, i]))
+        assert (results[f"{name}_srcc_low"], results[f"{name}_srcc_high"]) == pytest.approx((ends.low, ends.high))
+        assert results[f"{name}_srcc_low"] < results[f"{name}_srcc"] < results[f"{name}_srcc_high"]
+
+
+def test_a_single_rater_is_no_reference() -> None:
+    evaluation = ScoreEvaluation(("semantic",))
+    one = torch.tensor([[0.5], [0.25]])
+    evaluation.update(one, one, torch.zeros(2, 1), torch.tensor([-1, -1]), one[:, None])
+    assert not any("one_rater" in key or "low" in key for key in evaluation.results({}))
