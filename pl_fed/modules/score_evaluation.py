@@ -1,4 +1,4 @@
-"""Figures of predicted scores: over all images, for each client, and of a constant predictor and a rater beside them."""
+"""Figures of predicted scores: over all images and by client; beside them a constant predictor and one rater."""
 
 from collections.abc import Callable, Mapping
 

@@ -21,8 +21,8 @@ class ScoringModule(EvaluatedModule):
     where the datamodule has `score_means`, also ``val/semantic_constant_rmse`` and ``_rmae`` of a predictor that always
     says the training mean; where batches have `ratings`, ``val/semantic_one_rater_rmse``, ``_pcc`` and ``_srcc`` of a
     rater against the mean of the others. A test adds ``test/semantic_srcc_low`` and ``_high``, the ends of 95 %
-    bootstrap intervals, also for ``rmse`` and ``pcc``. Where batches say whose they are, also ``client_mean_semantic_rmse``,
-    ``worst_client_semantic_rmse`` and ``worst_client_id``.
+    bootstrap intervals, also for ``rmse`` and ``pcc``. Where batches say whose they are, also
+    ``client_mean_semantic_rmse``, ``worst_client_semantic_rmse`` and ``worst_client_id``.
     """
 
     scores: ScoreSettings
