@@ -63,6 +63,12 @@ class Server(ThreadingHTTPServer):
     def stall(self, handler: BaseHTTPRequestHandler) -> None:
         self.over.wait(20)
 
+    def trickle_headers(self, handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not self.over.wait(0.02):
+            handler.wfile.write(b"a")
+            handler.wfile.flush()
+
     def trickle(self, handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()

@@ -1,13 +1,17 @@
 """Posts JSON with retries, a rate limit and a time limit, to servers that fail, stall, cut off or talk nonsense."""
 
+import contextlib
 import json
 import math
 import random
+import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import TracebackType
 from typing import Any
 
 import httpx
@@ -106,17 +110,16 @@ class JsonPoster:
         raise TransientExtractionError(f"no answer in {self._patience.attempts} tries, the last one: {problem}")
 
     def _try(self, content: bytes, headers: Mapping[str, str]) -> tuple[int, str | None, bytes]:
-        """Return status, ``Retry-After`` and body; a body that trickles in is given up in time."""
-        deadline = time.monotonic() + self._patience.timeout_seconds
+        """Return status, ``Retry-After`` and body; an answer that trickles in is given up in time."""
+        seconds = self._patience.timeout_seconds
         answer = bytearray()
-        options: dict[str, Any] = {"timeout": self._patience.timeout_seconds, "headers": headers}
-        with httpx.stream("POST", self._url, content=content, **options) as response:
-            for chunk in response.iter_bytes():  # as they come: to fill larger ones could take for ever
-                answer += chunk
-                if len(answer) > _MAX_BYTES:
-                    raise ValueError(f"an answer of more than {_MAX_BYTES} bytes")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no whole answer in {self._patience.timeout_seconds:g} seconds")
+        with _Deadline(seconds) as deadline:
+            options: dict[str, Any] = {"timeout": seconds, "headers": headers, "extensions": {"trace": deadline.trace}}
+            with httpx.Client() as client, client.stream("POST", self._url, content=content, **options) as response:
+                for chunk in response.iter_bytes():  # as they come: to fill larger ones could take for ever
+                    answer += chunk
+                    if len(answer) > _MAX_BYTES:
+                        raise ValueError(f"an answer of more than {_MAX_BYTES} bytes")
         return response.status_code, response.headers.get("retry-after"), bytes(answer)
 
     def _refused(self, status: int, answer: bytes) -> str:
@@ -149,6 +152,44 @@ class JsonPoster:
         if self._patience.requests_per_minute is not None:
             time.sleep(max(0.0, self._next_start - time.monotonic()))
             self._next_start = time.monotonic() + 60 / self._patience.requests_per_minute
+
+
+class _Deadline:
+    """Ends a request in time, whatever it waits for: the limits of httpx begin anew with every byte.
+
+    Args:
+        seconds: Time for the whole request.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._over = seconds, False
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def trace(self, event: str, details: Mapping[str, Any]) -> None:
+        """Take note of the connections, as the extension ``trace`` of httpx tells them."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._sockets.append(details["return_value"].get_extra_info("socket"))
+            if self._over:  # it took that long to connect
+                self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        for connection in self._sockets:
+            with contextlib.suppress(OSError):  # closed already, or handed on to TLS
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._over and (error is None or isinstance(error, httpx.HTTPError)):
+            raise TimeoutError(f"no whole answer in {self._seconds:g} seconds") from error
 
 
 def _seconds(retry_after: str | None) -> float | None:

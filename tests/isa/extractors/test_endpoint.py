@@ -125,7 +125,7 @@ def test_retry_after_is_honoured(serve: Callable[..., Server], waits: list[float
     assert len(server.received) == 1 and len(waits) == 3
 
 
-@pytest.mark.parametrize("kind", ["stall", "trickle"])
+@pytest.mark.parametrize("kind", ["stall", "trickle", "trickle_headers"])
 def test_a_server_that_stalls_is_given_up_in_time(serve: Callable[..., Server], waits: list[float], kind: str) -> None:
     """Two tries of 0.2 seconds; without a limit it would be 20 seconds or for ever."""
     server = serve(says("x"))
