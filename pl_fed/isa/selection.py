@@ -8,6 +8,7 @@ from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.tables import Row
 
 _NEEDED = ("file_name", "entity_score", "semantic_score")
+EVERY = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Criteria:
     """
 
     min_ss: float = 0.0
-    es: tuple[float, float] = (0.0, 1.0)
+    es: tuple[float, float] = EVERY
     top: int | None = None
 
     def __post_init__(self) -> None:
@@ -44,7 +45,8 @@ def select(rows: Sequence[Row], criteria: Criteria) -> list[Row]:
     """Return the rows that meet the criteria, the highest semantic score first; ties by name.
 
     Args:
-        rows: Rows of a table of scores; those without scores are left out.
+        rows: Rows of a table of scores; those without a semantic score are left out, and those without an entity score
+            unless every one is welcome.
         criteria: What is wanted.
 
     Raises:
@@ -56,13 +58,16 @@ def select(rows: Sequence[Row], criteria: Criteria) -> list[Row]:
         ['b']
     """
     scored = [row for row in rows if _checked(row)]
-    low, high = criteria.es
-    wanted = [r for r in scored if r["semantic_score"] >= criteria.min_ss and low <= r["entity_score"] <= high]
+    wanted = [r for r in scored if r["semantic_score"] >= criteria.min_ss and _inside(r["entity_score"], criteria.es)]
     return sorted(wanted, key=lambda r: (-r["semantic_score"], str(r["file_name"])))[: criteria.top]
 
 
+def _inside(score: float | None, band: tuple[float, float]) -> bool:
+    return band == EVERY if score is None else band[0] <= score <= band[1]
+
+
 def _checked(row: Row) -> bool:
-    """Say whether a row has scores.
+    """Say whether a row has a semantic score.
 
     Raises:
         FederatedConfigError: If it is no row of scores.
@@ -73,9 +78,9 @@ def _checked(row: Row) -> bool:
             " table that `score` wrote."
         )
     values = [row["entity_score"], row["semantic_score"]]
-    if any(value is None for value in values):
+    if row["semantic_score"] is None:
         return False
-    if not all(isinstance(v, (int, float)) and not math.isnan(v) and 0 <= v <= 1 for v in values):
+    if not all(v is None or (isinstance(v, (int, float)) and not math.isnan(v) and 0 <= v <= 1) for v in values):
         raise FederatedConfigError(
             f"Expected scores from 0 to 1 but '{row['file_name']}' has {values}: for levels use (level - 1) / 4."
         )

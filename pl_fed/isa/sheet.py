@@ -54,7 +54,8 @@ def caption(row: Row) -> str:
         >>> caption({"entity_score": 0.5, "semantic_score": 0.75})
         'ES 3.00, SS 4.00'
     """
-    return ", ".join(f"{r.short} {to_level(row[f'{r.key}_score']):.2f}" for r in RUBRICS)
+    scores = [(rubric, row[f"{rubric.key}_score"]) for rubric in RUBRICS]
+    return ", ".join(f"{rubric.short} {'-' if score is None else f'{to_level(score):.2f}'}" for rubric, score in scores)
 
 
 def write_png(rows: Sequence[Row], path: Path, folder: Path | None) -> None:

@@ -234,3 +234,12 @@ def test_a_table_that_cannot_be_written_is_refused_first(tmp_path: Path, name: s
         check_output(tmp_path / name)
     check_output(tmp_path / "new" / "s.csv")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_scorer_of_stories_alone_can_be_selected_by(tmp_path: Path) -> None:
+    """Without an entity score a row counts as long as no band is asked for."""
+    rows = [row("a.png", None, 0.5), row("b.png", 0.5, 0.25), row("c.png", 0.5, None)]
+    assert [r["file_name"] for r in select(rows, Criteria())] == ["a.png", "b.png"]
+    assert [r["file_name"] for r in select(rows, Criteria(es=(0.0, 0.9)))] == ["b.png"]
+    write_html(rows[:1], tmp_path / "s.html", None, "all")
+    assert "ES -, SS 3.00" in (tmp_path / "s.html").read_text()
