@@ -141,7 +141,7 @@ class BootstrapInterval(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the ends, ``low`` and ``high``; nan where they are not defined."""
         low = high = float("nan")
-        if self.preds:
+        if len(self.preds):  # after a synchronisation it is a tensor
             preds, target = dim_zero_cat(self.preds).cpu(), dim_zero_cat(self.target).cpu()
             ends = bootstrap(self.formula, preds, target, *self.settings)
             low, high = ends.low, ends.high

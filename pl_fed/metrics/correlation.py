@@ -126,7 +126,7 @@ class Correlation(Metric):
 
     def compute(self) -> Tensor:
         """Return the correlation of all scores; nan where it is not defined."""
-        if not self.preds:
+        if not len(self.preds):  # after a synchronisation it is a tensor
             return torch.tensor(UNDEFINED)
         return self.formula(dim_zero_cat(self.preds), dim_zero_cat(self.target)).float()
 

@@ -78,7 +78,7 @@ class OneRater(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the figures by name; nan where none is defined."""
-        if not self.own:
+        if not len(self.own):  # after a synchronisation it is a tensor
             return {name: torch.tensor(float("nan")) for name in self.formulas}
         own, others, raters = (dim_zero_cat(state) for state in (self.own, self.others, self.raters))
         chosen = [raters == rater for rater in raters.unique()]
