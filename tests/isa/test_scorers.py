@@ -63,7 +63,7 @@ def test_a_score_that_is_not_known_is_empty() -> None:
     row = make_row(found, Score(None, 0.75, None, 0.1))
     assert (row["entity_score"], row["entity_1_to_5"], row["entity_uncertainty"]) == (None, None, None)
     assert (row["semantic_score"], row["semantic_1_to_5"], row["semantic_uncertainty"]) == (0.75, 4.0, 0.1)
-    assert select([row], Criteria()) == []
+    assert select([row], Criteria(es=(0.0, 0.9))) == []
 
 
 def test_moments_by_hand() -> None:
