@@ -224,7 +224,11 @@ def test_state_is_made_of_primitives(tmp_path: Path) -> None:
     fit(FedIT(), tmp_path, SaveEveryBatch(tmp_path), max_epochs=1)
     callbacks = torch.load(tmp_path / "001.ckpt", weights_only=True)["callbacks"]
     assert callbacks["CommunicationMonitor"]["rounds"] == callbacks["CommunicationMonitor"]["upload_bytes"] == 0
-    assert callbacks["FederatedLoop"]["round"]["client"]["figures"]["trained_parameters"] in (256, 128, 64)
+    assert callbacks["FederatedLoop"]["round"]["clients"][0]["client"]["figures"]["trained_parameters"] in (
+        256,
+        128,
+        64,
+    )
 
 
 def test_testing_an_older_checkpoint_keeps_the_totals(tmp_path: Path) -> None:
