@@ -202,7 +202,7 @@ class FederatedStrategy(ProcessGroupStrategy):
 
     def on_train_start(self) -> None:
         """Refuse several processes without rounds."""
-        check_rounds(self.loop.active, self.world_size)
+        check_rounds(self.loop.active, self.num_nodes * self.num_processes)
 
     # ------------------------------------------------------------------ checkpoint
 
