@@ -44,6 +44,37 @@ def vector(client_id: int, num_values: int) -> torch.Tensor:
     return torch.randint(-(2**21), 2**21, (num_values,), generator=generator)
 
 
+def measure(
+    server: PairwiseServer,
+    parties: dict[int, PairwiseClient],
+    senders: list[int],
+    inbox: dict[int, bytes],
+    base_mb: float,
+) -> tuple[dict[int, bytes], dict[str, float]]:
+    """Run one step; return the server's messages, and seconds, memory and bytes."""
+    reset_peak()
+    clients_seconds = server_seconds = 0.0
+    num_up = 0
+    for who in senders:
+        start = time.perf_counter()
+        message = parties[who].receive(inbox.pop(who)) if inbox else parties[who].start()
+        middle = time.perf_counter()
+        server.receive(message)
+        clients_seconds += middle - start
+        server_seconds += time.perf_counter() - middle
+        num_up += len(message)
+    start = time.perf_counter()
+    answers = server.advance()
+    server_seconds += time.perf_counter() - start
+    return answers, {
+        "seconds_per_client": round(clients_seconds / len(senders), 4),
+        "seconds_server": round(server_seconds, 3),
+        "peak_mb_above_start": round(memory_mb("VmHWM") - base_mb, 1),
+        "up_bytes_per_client": num_up // len(senders),
+        "down_bytes_per_client": sum(map(len, answers.values())) // max(len(answers), 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=100)
@@ -66,31 +97,10 @@ def main() -> None:
     inbox: dict[int, bytes] = {}
     steps = {}
     for step in Step:
-        reset_peak()
-        clients_seconds = server_seconds = 0.0
-        num_up = num_down = 0
         senders = list(inbox) or list(parties)
         if step >= Step.MASKED_INPUT:
             senders = [who for who in senders if who >= options.dropouts]
-        for who in senders:
-            start = time.perf_counter()
-            message = parties[who].receive(inbox.pop(who)) if inbox else parties[who].start()
-            middle = time.perf_counter()
-            server.receive(message)
-            clients_seconds += middle - start
-            server_seconds += time.perf_counter() - middle
-            num_up += len(message)
-        start = time.perf_counter()
-        inbox = server.advance()
-        server_seconds += time.perf_counter() - start
-        num_down = sum(map(len, inbox.values()))
-        steps[step.name] = {
-            "seconds_per_client": round(clients_seconds / len(senders), 4),
-            "seconds_server": round(server_seconds, 3),
-            "peak_mb_above_start": round(memory_mb("VmHWM") - base_mb, 1),
-            "up_bytes_per_client": num_up // len(senders),
-            "down_bytes_per_client": num_down // max(len(inbox), 1),
-        }
+        inbox, steps[step.name] = measure(server, parties, senders, inbox, base_mb)
     assert server.result is not None
     expected = sum((vector(who, options.params) for who in server.result.survivors), torch.tensor(0))
     result = {

@@ -108,7 +108,20 @@ def resume_round(
     bound = any(client.digest for client in federation.chunk)
     federation.published = published(federation.server) if bound else {}
     federation.sealed = [Update.from_state_dict(update, device) for update in state["sealed"]]
-    federation.context = RoundContext(
+    federation.context = _context(federation, state, schedule, num_rounds, device)
+    federation.adapter.set_trainable(federation.config.rule.sides(schedule.round_idx))
+    for client in federation.chunk:
+        client.start = start_values(federation, client)
+    select_only(federation)
+    federation.engine.load_state_dict(state["engine"])
+    federation.resume()
+
+
+def _context(
+    federation: Federation, state: dict[str, Any], schedule: RoundSchedule, num_rounds: int | None, device: torch.device
+) -> RoundContext:
+    """Return the round as hooks know it."""
+    return RoundContext(
         round_idx=state["round_idx"],
         num_rounds=num_rounds,
         seed=federation.config.seed,
@@ -122,9 +135,3 @@ def resume_round(
         finished=[ClientContext(**finished) for finished in state["finished"]],
         metrics=dict(state["metrics"]),
     )
-    federation.adapter.set_trainable(federation.config.rule.sides(schedule.round_idx))
-    for client in federation.chunk:
-        client.start = start_values(federation, client)
-    select_only(federation)
-    federation.engine.load_state_dict(state["engine"])
-    federation.resume()

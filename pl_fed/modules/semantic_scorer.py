@@ -6,37 +6,29 @@ its learning rate are not stated there, and adapters and levels are ours.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from peft import TaskType
 from PIL import Image
-from torch.optim import AdamW
 from transformers import AutoModelForSequenceClassification
 
 from pl_fed.isa.scorers.base import UNKNOWN, Score
 from pl_fed.isa.story_encoder import StoryEncoder
-from pl_fed.modules.base import Batch, LoraModule, LRSchedulerCallable, OptimizerCallable
+from pl_fed.modules.base import Batch
+from pl_fed.modules.lora_scorer import LoraScorer
 from pl_fed.modules.score_losses import PredictedScores
-from pl_fed.modules.scoring import ScoringModule
-from pl_fed.modules.settings import LoraSettings, ModelLoading, ScoreSettings
+from pl_fed.modules.settings import ScoreSettings
 
 CHUNK = 16  # texts in a batch of `score`
 
 
-class SemanticScorer(ScoringModule, LoraModule):
+class SemanticScorer(LoraScorer):
     """A scorer of texts; `targets` has both scores of each image in [0, 1], nan where there is none.
 
     BERT, MiniLM, Longformer or any other model for sequence classification. What it logs is in `ScoringModule`.
 
-    Args:
-        model: Hub id or folder of the base model.
-        lora: Settings of the adapter; None trains the whole model.
-        optimizer: Makes the optimizer from the parameters that are trained.
-        lr_scheduler: Makes the schedule of the learning rate from the optimizer; None keeps it constant.
-        schedule_interval: ``step`` steps the schedule within a client's local training, ``epoch`` once a round.
-        loading: How the base model is loaded.
-        scores: Which scores are learned, and how.
+    The arguments are those of `LoraScorer`.
 
     Example:
         >>> settings = ScoreSettings(("semantic",), levels=5)
@@ -48,27 +40,13 @@ class SemanticScorer(ScoringModule, LoraModule):
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
     task = TaskType.SEQ_CLS
 
-    def __init__(
-        self,
-        model: str,
-        lora: LoraSettings | None = LoraSettings(),  # noqa: B008  # frozen
-        optimizer: OptimizerCallable = AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        schedule_interval: Literal["step", "epoch"] = "step",
-        loading: ModelLoading = ModelLoading(),  # noqa: B008  # frozen
-        scores: ScoreSettings = ScoreSettings(),  # noqa: B008  # frozen
-    ) -> None:
-        super().__init__(model, lora, optimizer, lr_scheduler, schedule_interval, loading)
-        self.scores = scores
-        self.remember(scores=scores)
-
     def model_options(self) -> dict[str, Any]:
         """Return the number of outputs; a checkpoint keeps the length of texts, since it loads without the data."""
         length = getattr(getattr(self._trainer, "datamodule", None), "max_length", None)
         if self.scores.max_length is None and length is not None:
             self.scores = replace(self.scores, max_length=length)
             self.remember(scores=self.scores)
-        return {"num_labels": self.scores.num_outputs}
+        return super().model_options()
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], images: Sequence[Image.Image]) -> list[Score]:

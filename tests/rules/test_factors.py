@@ -81,7 +81,7 @@ def test_a_zero_product_stays_as_it_is() -> None:
 
 
 def test_a_rotation_twice_is_once() -> None:
-    """Refactoring what is refactored changes nothing but rounding: no row turns round."""
+    """Refactoring what is refactored changes nothing but rounding and signs, which no decomposition settles."""
     generator = torch.Generator().manual_seed(0)
     server = AdapterState({"x": LayerState(normal(generator, 3, 5), normal(generator, 4, 3))})
     once = refactored(server)

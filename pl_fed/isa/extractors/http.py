@@ -21,6 +21,15 @@ from pl_fed.isa.extractor import ExtractionError, TransientExtractionError
 
 _LATER = frozenset({408, 409, 425, 429})  # besides everything from 500 on
 _OURS = frozenset({401, 403, 404})  # no image will ever get through
+_FAILED_TRY = (
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    TimeoutError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RecursionError,
+)  # nothing that could be read came back
 _MAX_BYTES = 16 * 2**20
 _MAX_DETAIL = 200  # characters of a server's error
 
@@ -77,10 +86,7 @@ class JsonPoster:
             TransientExtractionError: If no try brought an answer.
         """
         content = json.dumps(body).encode()
-        headers = {
-            "Content-Type": "application/json",
-            **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
-        }
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         problem = ""
         for attempt in range(self._patience.attempts):
             self._keep_rate()
@@ -91,15 +97,7 @@ class JsonPoster:
                     found = json.loads(answer)
                     check(found)
                     return dict(found)
-            except (
-                httpx.HTTPError,
-                httpx.InvalidURL,
-                TimeoutError,
-                ValueError,
-                LookupError,
-                TypeError,
-                RecursionError,
-            ) as error:
+            except _FAILED_TRY as error:
                 problem = self._hide(f"{type(error).__name__}: {error}")
             else:
                 problem, asked = self._refused(status, answer), _seconds(retry_after)

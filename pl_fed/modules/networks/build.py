@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,13 +49,7 @@ def build_network(
         'SmallCNN'
     """
     known: dict[str, Any] = {"in_channels": in_channels, "image_size": image_size, "num_labels": num_labels}
-    if architecture.startswith(TIMM):
-        make, name = _timm(), architecture.removeprefix(TIMM)
-        arguments = {"model_name": name, "in_chans": in_channels, "num_classes": num_labels}
-    else:
-        make = find_network(architecture)
-        accepted = inspect.signature(make).parameters
-        arguments = {name: value for name, value in known.items() if name in accepted}
+    make, arguments = _maker(architecture, known)
     if doubled := sorted(set(options) & {*known, *arguments}):
         raise FederatedConfigError(
             f"Expected `network.options` without {doubled}, which comes from the data or has a setting: take it out."
@@ -69,6 +63,16 @@ def build_network(
         ) from error
     _try(network, architecture, (in_channels, *image_size), num_labels)
     return network
+
+
+def _maker(architecture: str, known: Mapping[str, Any]) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """Return what makes a network, and what it is told of the data."""
+    if architecture.startswith(TIMM):
+        name = architecture.removeprefix(TIMM)
+        return _timm(), {"model_name": name, "in_chans": known["in_channels"], "num_classes": known["num_labels"]}
+    make = find_network(architecture)
+    accepted = inspect.signature(make).parameters
+    return make, {name: value for name, value in known.items() if name in accepted}
 
 
 @torch.no_grad()

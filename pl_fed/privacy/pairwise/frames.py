@@ -109,6 +109,11 @@ def open_frame(data: bytes, recipient: int, session: Session) -> Frame:
         raise WrongSessionError("Expected a message of this session but got one of another: ignore it.")
     if to != recipient:
         raise WrongRecipientError(f"Expected a message for {name(recipient)} but got one for {name(to)}: ignore it.")
+    return Frame(Kind(kind), sender, _verified(data, sender, session))
+
+
+def _verified(data: bytes, sender: int, session: Session) -> bytes:
+    """Return the body of a message whose signature is right."""
     body, signature = data[HEADER.size : -SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
     verifier = Ed25519PublicKey.from_public_bytes(session.roster.key_of(sender))
     try:
@@ -117,7 +122,7 @@ def open_frame(data: bytes, recipient: int, session: Session) -> Frame:
         raise ForgedMessageError(
             f"Expected the signature of {name(sender)} but it does not fit the message: ignore it."
         ) from None
-    return Frame(Kind(kind), sender, body)
+    return body
 
 
 def expect(frame: Frame, kind: Kind) -> None:
