@@ -23,10 +23,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from peft import LoraConfig, get_peft_model
+from overhead import Module, Tokens
 from torch import nn
-from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from pl_fed.chunks import Packing
 from pl_fed.datamodules import TextClassificationData
@@ -37,23 +35,11 @@ from pl_fed.rounds import LocalTraining
 from pl_fed.rules import FedIT
 from pl_fed.strategy import FederatedStrategy
 
-LENGTH, VOCAB = 32, 1024
 QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 
 
-class Toy(pl.LightningModule):
-    """GPT-2 4 x 128 with LoRA of rank 8 on `c_attn`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        sizes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": VOCAB, "n_positions": LENGTH}
-        lora = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
-        network = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM"))
-        self.model = get_peft_model(network, lora).train()
-
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        return self.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss
+class Toy(Module):
+    """The network of `overhead.py`, whose clients may train together."""
 
     def packed_losses(self, rows: TokenRows) -> torch.Tensor:
         logits = self.model(input_ids=rows.pick("input_ids"), position_ids=rows.positions).logits[0]
@@ -62,19 +48,12 @@ class Toy(pl.LightningModule):
         losses = nn.functional.cross_entropy(logits[chosen], targets[chosen], reduction="none")
         return rows.token_means(losses, chosen)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
 
-
-class Tokens(Dataset[dict[str, torch.Tensor]]):
-    def __init__(self, num_examples: int) -> None:
-        self.ids = torch.randint(0, VOCAB, (num_examples, LENGTH), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.ids)
+class LabelledTokens(Tokens):
+    """The examples of `overhead.py` with their labels, which packed rows shift by themselves."""
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+        return {**super().__getitem__(index), "labels": self.ids[index]}
 
 
 class Seconds(pl.Callback):
@@ -89,7 +68,7 @@ class Seconds(pl.Callback):
 
 def toy(options: argparse.Namespace, batch_size: int) -> tuple[pl.LightningModule, Callable[[], RoundLoader]]:
     per_client = options.steps * batch_size
-    data = Tokens(options.clients * per_client)
+    data = LabelledTokens(options.clients * per_client)
     shards = [list(range(k * per_client, (k + 1) * per_client)) for k in range(options.clients)]
     return Toy(), lambda: RoundLoader(data, shards, batch_size=batch_size)
 

@@ -21,6 +21,7 @@ class ViTScorer(LoraScorer):
     The arguments are those of `LoraScorer`.
 
     Example:
+        >>> from pl_fed.modules.settings import LoraSettings
         >>> module = ViTScorer("google/vit-base-patch16-224", lora=LoraSettings(target_modules=["q_proj", "v_proj"]))
         >>> module.hparams["lora"]["target_modules"]
         ['q_proj', 'v_proj']
