@@ -1,9 +1,9 @@
 """LoRA fine-tuning of a causal language model on instructions and responses."""
 
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft import TaskType
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.base import Batch, LoraModule, LRSchedulerCallable, OptimizerCallable, client_ids
-from pl_fed.modules.evaluation import LanguageEvaluation, response_losses
+from pl_fed.modules.evaluation import LanguageEvaluation, response_losses, summed
 from pl_fed.modules.settings import GenerationSettings, LoraSettings, ModelLoading
+from pl_fed.modules.token_losses import LOGITS_AT_ONCE, frozen_head, token_losses, without_head
 from pl_fed.packing import TokenRows
 from pl_fed.packing.rows import IGNORED, at_least_float32
 
@@ -43,6 +44,7 @@ class LoraCausalLM(LoraModule):
 
     auto_class = AutoModelForCausalLM
     task = TaskType.CAUSAL_LM
+    logits_at_once: ClassVar[int] = LOGITS_AT_ONCE  # with more, losses are computed in chunks of tokens
 
     def __init__(
         self,
@@ -60,20 +62,43 @@ class LoraCausalLM(LoraModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss over the batch's labelled tokens."""
-        # not the base model's own loss, which turns the whole batch of logits into float32 and is unknown for GPT-2
-        losses, num_tokens = response_losses(self(batch).logits, batch["labels"])
+        losses, num_tokens = self.response_losses(batch)
         loss = losses.sum() / num_tokens.sum().clamp(min=1)  # a batch without labels teaches nothing
         self.log_training_loss(loss, len(batch["labels"]))
         return loss
+
+    def response_losses(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+        """Return each example's summed loss over its labelled tokens, and their number.
+
+        Not the base model's own loss, which turns all logits into float32 and is unknown for GPT-2.
+        """
+        labels = batch["labels"]
+        chosen = labels[:, 1:] != IGNORED
+        head = self._head_in_chunks(int(chosen.sum()))
+        if head is None:
+            return response_losses(self(batch).logits, labels)
+        with without_head(head):
+            hidden = self(batch).logits
+        return summed(token_losses(hidden[:, :-1][chosen], head, labels[:, 1:][chosen], self.logits_at_once), chosen)
 
     def packed_losses(self, rows: TokenRows) -> Float[Tensor, " clients"]:
         """Return the loss of `training_step` for each of several clients that train together."""
         targets = rows.next_tokens()  # (tokens,)
         chosen = (targets != IGNORED).nonzero().flatten()
+        head = self._head_in_chunks(len(chosen))
+        if head is not None:
+            with without_head(head):
+                hidden = self.packed_output(rows, logits_to_keep=chosen).logits[0]
+            return rows.token_means(token_losses(hidden, head, targets[chosen], self.logits_at_once), chosen)
         output = self.packed_output(rows, **({"logits_to_keep": chosen} if self._plain_head() else {}))
         logits = output.logits[0] if self._plain_head() else output.logits[0, chosen]  # (chosen, vocab)
         losses = F.cross_entropy(at_least_float32(logits), targets[chosen], reduction="none")
         return rows.token_means(losses, chosen)
+
+    def _head_in_chunks(self, num_tokens: int) -> nn.Linear | None:
+        """Return the head if its logits for so many tokens are better not there at once; else None."""
+        head = frozen_head(cast(PreTrainedModel, self.model.get_base_model()))
+        return None if head is None or num_tokens * head.out_features <= self.logits_at_once else head
 
     def _plain_head(self) -> bool:
         """Tell whether the head is the same for all clients, so that it need not know whose its rows are."""
@@ -86,7 +111,7 @@ class LoraCausalLM(LoraModule):
     def evaluate(self, batch: Batch, evaluation: LanguageEvaluation, stage: str) -> None:
         """Add a batch to a loader's figures."""
         labels = batch["labels"]
-        evaluation.update(self(batch).logits, labels, client_ids(batch, len(labels)))
+        evaluation.update(*self.response_losses(batch), client_ids(batch, len(labels)))
         settings = self.generation
         if settings is None or (stage == "val" and not settings.in_validation):
             return

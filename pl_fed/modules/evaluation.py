@@ -8,7 +8,7 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
@@ -36,10 +36,22 @@ def response_losses(
     """
     targets = labels[:, 1:]
     chosen = targets != IGNORED
-    rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(targets)[chosen]
     # (tokens, vocab): float32 only for labelled tokens, since a whole batch of logits may be the largest tensor
     losses = F.cross_entropy(at_least_float32(logits[:, :-1][chosen]), targets[chosen], reduction="none")
-    return losses.new_zeros(len(labels)).index_add_(0, rows, losses), chosen.sum(1)
+    return summed(losses, chosen)
+
+
+def summed(
+    losses: Float[Tensor, " tokens"], chosen: Bool[Tensor, "batch length"]
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+    """Return each example's sum over its chosen tokens, and their number.
+
+    Args:
+        losses: A value for each chosen token, example by example.
+        chosen: The places of these tokens.
+    """
+    rows = torch.arange(len(chosen), device=chosen.device)[:, None].expand_as(chosen)[chosen]
+    return losses.new_zeros(len(chosen)).index_add(0, rows, losses), chosen.sum(1)
 
 
 def same_text(first: str, second: str) -> bool:
@@ -123,12 +135,11 @@ class LanguageEvaluation(Evaluation):
 
     def update(
         self,
-        logits: Float[Tensor, "batch length vocab"],
-        labels: Int[Tensor, "batch length"],
+        losses: Float[Tensor, " batch"],
+        num_tokens: Int[Tensor, " batch"],
         client_ids: Int[Tensor, " batch"],
     ) -> None:
-        """Add a batch."""
-        losses, num_tokens = response_losses(logits, labels)
+        """Add a batch: each example's summed loss, and over how many tokens."""
         means = losses / num_tokens.clamp(min=1)
         self.loss.update(means, num_tokens.float())
         self.clients.update(means, num_tokens.float(), client_ids)

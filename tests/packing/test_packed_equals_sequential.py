@@ -9,6 +9,7 @@ import torch
 from pl_fed.chunks import Packing
 from pl_fed.clients import ClientsConfig
 from pl_fed.corrections import FedProx, Scaffold
+from pl_fed.modules import LoraCausalLM
 from pl_fed.rounds import CohortConfig, LocalTraining
 from pl_fed.rules import (
     AFLoRA,
@@ -77,6 +78,12 @@ def test_gradients(kind: str, folder: Folder) -> None:
 def test_every_family(kind: str, rule: str, folder: Folder) -> None:
     """Unequal ranks and numbers of batches, ragged texts, AdamW; a classifier's head."""
     assert both(kind, folder, RULES[rule]) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_losses_in_chunks_of_tokens(kind: str, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoraCausalLM, "logits_at_once", 50)
+    assert both(kind, folder, FedIT) < 1e-9
 
 
 @pytest.mark.parametrize("rule", list(RULES))
