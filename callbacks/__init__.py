@@ -4,6 +4,7 @@ from pl_fed.callbacks.audit_report import AuditPage
 from pl_fed.callbacks.client_dp import ClientDP
 from pl_fed.callbacks.communication_monitor import CommunicationMonitor, CommunicationTotals
 from pl_fed.callbacks.fishing_tripwire import FishingTripwire
+from pl_fed.callbacks.keep_freed_memory import KeepFreedMemory, keep_freed_memory
 from pl_fed.callbacks.label_inference_attack import LabelInferenceAttack
 from pl_fed.callbacks.partition_report import PartitionReport
 from pl_fed.callbacks.progress import FederatedProgressBar, FederatedRichProgressBar
@@ -21,6 +22,7 @@ __all__ = [
     "FederatedProgressBar",
     "FederatedRichProgressBar",
     "FishingTripwire",
+    "KeepFreedMemory",
     "LabelInferenceAttack",
     "PartitionReport",
     "PublicRefinement",
@@ -28,6 +30,7 @@ __all__ = [
     "RoundPlots",
     "RunSummary",
     "WandbRounds",
+    "keep_freed_memory",
 ]
 
 if __name__ == "callbacks":  # a second copy of every class would make `isinstance` lie

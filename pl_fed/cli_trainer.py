@@ -1,10 +1,12 @@
 """The command line's Trainer: `export`, and what `predict` and `test` leave."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -13,10 +15,29 @@ from pl_fed.callbacks._summary_table import print_figures
 from pl_fed.errors import CheckpointError, FederatedConfigError
 from pl_fed.modules.base import LoraModule
 from pl_fed.modules.export import export_adapter
+from pl_fed.precision import device_of, fast_precision, has_bf16
+
+log = logging.getLogger(__name__)
 
 
 class FederatedTrainer(Trainer):
-    """Lightning's Trainer with the `export` command."""
+    """Lightning's Trainer with the `export` command and ``precision="auto"``.
+
+    Args:
+        args: See Lightning's Trainer.
+        precision: As in Lightning's Trainer; ``auto`` is ``bf16-mixed`` where the device multiplies in bfloat16 itself,
+            else ``32-true``.
+        kwargs: See Lightning's Trainer.
+    """
+
+    def __init__(self, *args: Any, precision: Literal["auto"] | _PRECISION_INPUT | None = None, **kwargs: Any) -> None:
+        accelerator = kwargs.get("accelerator", "auto")
+        chosen: Any = fast_precision(accelerator) if precision == "auto" else precision
+        if precision == "auto":
+            rank_zero_info(f"Precision: {chosen}")
+        elif str(chosen).startswith("bf16") and not has_bf16(device_of(accelerator)):
+            log.warning("`precision: %s` is emulated on this machine, and slower than `32-true`.", chosen)
+        super().__init__(*args, precision=chosen, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict, and write the results to ``predictions.jsonl`` in the run folder, one line each."""
