@@ -31,15 +31,15 @@ LENGTH, VOCAB = 32, 1024
 
 
 class Module(pl.LightningModule):
-    """GPT-2 with four layers of width 128, LoRA of rank 8 on `c_attn`."""
+    """GPT-2 with four layers of width 128, LoRA on `c_attn`."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 8) -> None:
         super().__init__()
         torch.manual_seed(0)
         config = GPT2Config(
             n_layer=4, n_head=4, n_embd=128, vocab_size=VOCAB, n_positions=LENGTH, bos_token_id=0, eos_token_id=0
         )
-        lora = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["c_attn"], fan_in_fan_out=True)
         self.model = get_peft_model(GPT2LMHeadModel(config), lora).train()
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:

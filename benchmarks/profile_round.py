@@ -106,7 +106,7 @@ def profile(options: argparse.Namespace, work: str, batch_size: int, engine: str
     """Return the shares of a round's parts, in per cent, and the fraction of the peak."""
     module, loader = WORKS[work](options, batch_size)
     without_dropout(module)
-    chosen = engine if engine == "sequential" else Packing(options.clients_per_chunk)
+    chosen = engine if engine == "sequential" else Packing(options.clients_per_chunk, options.tokens)
     one_round(module, loader(), chosen, options)  # warm
     with FlopCounterMode(display=False) as counter:
         one_round(module, loader(), chosen, options)
@@ -137,6 +137,7 @@ def main() -> None:
     work_options(parser)
     parser.add_argument("--engines", nargs="+", default=["sequential", "packed"], choices=["sequential", "packed"])
     parser.add_argument("--clients-per-chunk", type=int, default=Packing().clients)
+    parser.add_argument("--tokens", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

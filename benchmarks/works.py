@@ -34,9 +34,9 @@ class Toy(Module):
 
 
 class Llama1B(Toy):
-    """The shape of Llama 3.2 1B with random weights, and an adapter of rank 8 on queries and values."""
+    """The shape of Llama 3.2 1B with random weights, and an adapter on queries and values."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 8) -> None:
         pl.LightningModule.__init__(self)
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -48,7 +48,7 @@ class Llama1B(Toy):
             num_key_value_heads=8,
             tie_word_embeddings=True,
         )
-        lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"])
         self.model = get_peft_model(LlamaForCausalLM(config), lora).train()  # type: ignore[assignment]
 
 
@@ -73,7 +73,7 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
 
 def minilm(options: argparse.Namespace, batch_size: int) -> Work:
     """all-MiniLM-L6-v2 on 20 Newsgroups, as `configs/classify_newsgroups.yaml` has them."""
-    lora = LoraSettings(r=8, target_modules=["query", "value"])
+    lora = LoraSettings(r=options.rank, target_modules=["query", "value"])
     module = LoraSequenceClassifier("sentence-transformers/all-MiniLM-L6-v2", lora, adamw, num_labels=20)
     partitioner = IidPartitioner(options.clients)
     name, length = "SetFit/20_newsgroups", options.max_length
@@ -83,7 +83,7 @@ def minilm(options: argparse.Namespace, batch_size: int) -> Work:
 
 def smollm2(options: argparse.Namespace, batch_size: int) -> Work:
     """SmolLM2-135M-Instruct on short instruction pairs, as `configs/quickstart.yaml` has them."""
-    lora = LoraSettings(r=8, target_modules=["q_proj", "v_proj"])
+    lora = LoraSettings(r=options.rank, target_modules=["q_proj", "v_proj"])
     module = LoraCausalLM("HuggingFaceTB/SmolLM2-135M-Instruct", lora, adamw)
     partitioner = IidPartitioner(options.clients)
     length = options.max_length
@@ -102,10 +102,10 @@ def loaded(module: Any, data: Any) -> Work:
 
 
 WORKS: dict[str, Callable[[argparse.Namespace, int], Work]] = {
-    "toy": lambda options, batch_size: uniform(Toy, options, batch_size),
+    "toy": lambda options, batch_size: uniform(lambda: Toy(options.rank), options, batch_size),
     "minilm": minilm,
     "smollm2": smollm2,
-    "llama1b": lambda options, batch_size: uniform(Llama1B, options, batch_size),
+    "llama1b": lambda options, batch_size: uniform(lambda: Llama1B(options.rank), options, batch_size),
 }
 ABOUT = f"""toy: GPT-2 of four layers of width 128, {LENGTH} tokens each; minilm: all-MiniLM-L6-v2 on 20 Newsgroups,
 ragged; smollm2: SmolLM2-135M-Instruct on short instruction pairs, ragged; llama1b: the shape of Llama 3.2 1B with
@@ -125,6 +125,7 @@ def work_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=96)
     parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--precision", default="32-true")

@@ -51,8 +51,10 @@ class Runner:
 
     def _start(self) -> bool:
         """Fill free places; return whether one was filled."""
-        ended, filled = {**self._failed, **self.store.done}, False
         jobs, limit = self.plan.comparison.jobs, self.sitting.max_minutes
+        if len(self._running) >= jobs:  # most of the time; what is due takes its time to find out
+            return False
+        ended, filled = {**self._failed, **self.store.done}, False
         for run in self.plan.due(ended, self.sitting.only, self.sitting.setting):
             over = limit is not None and time.monotonic() - self._started >= 60.0 * limit
             if len(self._running) >= jobs or over:
