@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from typing import Any
 
@@ -24,6 +25,7 @@ import lightning.pytorch as pl
 import torch
 from overhead import Module, Tokens
 
+from pl_fed.callbacks import keep_freed_memory
 from pl_fed.loaders import RoundLoader
 from pl_fed.rounds import CohortConfig, LocalTraining
 from pl_fed.rules import FedIT
@@ -48,6 +50,8 @@ class RoundSeconds(pl.Callback):
 def work(options: argparse.Namespace, devices: int) -> None:
     """Train in this process and, with more devices, in those that Lightning starts."""
     torch.set_num_threads(1)
+    if options.keep_memory:
+        keep_freed_memory()
     per_client = options.steps * options.batch_size
     shards = [list(range(k * per_client, (k + 1) * per_client)) for k in range(options.clients)]
     loader = RoundLoader(Tokens(options.clients * per_client), shards, options.batch_size)
@@ -77,6 +81,12 @@ def measure(devices: int) -> dict[str, Any]:
     return dict(json.loads(output.stdout.strip().splitlines()[-1]))
 
 
+def together(number: int) -> list[float]:
+    """Run so many independent processes at once, and return all their round times."""
+    with ThreadPoolExecutor(number) as pool:
+        return [second for found in pool.map(measure, [1] * number) for second in found["seconds"]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
@@ -84,6 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3, help="starts of each")
+    parser.add_argument("--keep-memory", action="store_true", help="call `pl_fed.callbacks.keep_freed_memory` first")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -91,14 +102,18 @@ def main() -> None:
     if options.worker:
         work(options, options.worker)
         return
-    found = [(measure(1), measure(options.processes)) for _ in range(options.repeats)]
-    assert len({run["digest"] for pair in found for run in pair}) == 1, "the adapters differ"
-    ratios = [statistics.median(one["seconds"]) / statistics.median(more["seconds"]) for one, more in found]
-    alone = statistics.median(second for one, _ in found for second in one["seconds"])
+    found = [(measure(1), measure(options.processes), together(options.processes)) for _ in range(options.repeats)]
+    assert len({run["digest"] for *pair, _ in found for run in pair}) == 1, "the adapters differ"
+    ratios = [statistics.median(one["seconds"]) / statistics.median(more["seconds"]) for one, more, _ in found]
+    ceilings = [
+        options.processes * statistics.median(one["seconds"]) / statistics.median(seconds) for one, _, seconds in found
+    ]
+    alone = statistics.median(second for one, _, _ in found for second in one["seconds"])
     print(
         f"{options.clients} clients of {options.steps} steps, batch size {options.batch_size}: {alone:.2f} s a round "
         f"in one process; {options.processes} processes are {statistics.median(ratios):.2f} times as fast "
-        f"({min(ratios):.2f} to {max(ratios):.2f}, {options.repeats} starts of each); equal adapters; "
+        f"({min(ratios):.2f} to {max(ratios):.2f}, {options.repeats} starts of each), as many independent "
+        f"processes do {statistics.median(ceilings):.2f} times the work of one; equal adapters; "
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, "
         f"{date.today()}"
     )
