@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pl_fed.engines.stacks import Stacks
 from pl_fed.errors import FederatedConfigError
-from pl_fed.packing import PackedNetwork, Pass, TokenRows
+from pl_fed.packing import Inputs, PackedNetwork, Pass, Rows
 
 Gradients = list[Tensor | None]
 
@@ -61,8 +61,8 @@ class Passes:
         gradients: list[Gradients] = []
         first = 0
         while first < len(batches):
-            end = self._end(batches, first)
-            rows = TokenRows.of(batches[first:end])
+            end = self._end(network.inputs, batches, first)
+            rows = network.inputs.rows(batches[first:end])
             run = Pass(rows.segments, list(seeds[first:end]))
             found = self._try(module, network, stacks.leaves(first, end), rows, run, context)
             if found is None:
@@ -73,14 +73,13 @@ class Passes:
             first = end
         return torch.cat(losses), _joined(gradients, stacks.parameters, [len(part) for part in losses])
 
-    def _end(self, batches: Sequence[Mapping[str, Tensor]], first: int) -> int:
+    def _end(self, inputs: Inputs, batches: Sequence[Mapping[str, Tensor]], first: int) -> int:
         """Return the end of the pass that begins with a client."""
         total, end = 0, first
         most = len(batches) if self.most_clients is None else first + self.most_clients
         for batch in batches[first:most]:
-            mask = batch.get("attention_mask")
-            total += batch["input_ids"].numel() if mask is None else int(mask.sum())
-            if total > self.tokens and end > first:
+            total += inputs.num_tokens(batch)
+            if end > first and (total > self.tokens or not inputs.together(batches[first], batch)):
                 break
             end += 1
         return end
@@ -90,7 +89,7 @@ class Passes:
         module: LightningModule,
         network: PackedNetwork,
         leaves: Mapping[str, Tensor],
-        rows: TokenRows,
+        rows: Rows,
         run: Pass,
         context: Callable[[], AbstractContextManager[Any]],
     ) -> tuple[Tensor, Gradients] | None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pl_fed.isa.ratings_layouts import SCORES
 from pl_fed.modules.settings import ScoreSettings
+from pl_fed.packing.rows import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def score_losses(
         settings: Which scores, and how.
     """
     known = ~targets.isnan()
-    wanted, outputs = targets.nan_to_num(0.0), outputs.float()
+    outputs = at_least_float32(outputs)
+    wanted = targets.nan_to_num(0.0).to(outputs.dtype)
     if settings.levels is None:
         losses = (outputs - wanted).square()
     else:

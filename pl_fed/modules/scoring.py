@@ -12,6 +12,7 @@ from pl_fed.modules.evaluated import Batch, EvaluatedModule, client_ids
 from pl_fed.modules.score_evaluation import ScoreEvaluation
 from pl_fed.modules.score_losses import PredictedScores, chosen_targets, nearest_level, predicted_scores, score_losses
 from pl_fed.modules.settings import ScoreSettings
+from pl_fed.packing import Rows
 
 
 class ScoringModule(EvaluatedModule):
@@ -40,6 +41,17 @@ class ScoringModule(EvaluatedModule):
         loss = losses.sum() / known.sum().clamp(min=1)  # a batch without ratings teaches nothing
         self.log("train/loss", loss, prog_bar=True, batch_size=len(targets))
         return loss
+
+    def losses_of_clients(self, outputs: Float[Tensor, "rows outputs"], rows: Rows) -> Float[Tensor, " clients"]:
+        """Return the loss of `training_step` for each of several clients that train together, for `packed_losses`.
+
+        Args:
+            outputs: The network's, of all clients' texts or images.
+            rows: Their batches.
+        """
+        targets = chosen_targets(rows.examples("targets"), self.scores)
+        losses, known = score_losses(outputs, targets, self.scores)
+        return rows.sequence_sums(losses) / rows.sequence_sums(known).clamp(min=1)
 
     def new_evaluation(self) -> ScoreEvaluation:
         """Return empty figures for one loader."""

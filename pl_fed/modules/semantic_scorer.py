@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from peft import TaskType
 from PIL import Image
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from pl_fed.isa.scorers.base import UNKNOWN, Score
@@ -19,6 +21,7 @@ from pl_fed.modules.base import Batch
 from pl_fed.modules.lora_scorer import LoraScorer
 from pl_fed.modules.score_losses import PredictedScores
 from pl_fed.modules.settings import ScoreSettings
+from pl_fed.packing import TokenRows
 
 CHUNK = 16  # texts in a batch of `score`
 
@@ -47,6 +50,10 @@ class SemanticScorer(LoraScorer):
             self.scores = replace(self.scores, max_length=length)
             self.remember(scores=self.scores)
         return super().model_options()
+
+    def packed_losses(self, rows: TokenRows) -> Float[Tensor, " clients"]:
+        """Return the loss of `training_step` for each of several clients that train together."""
+        return self.losses_of_clients(self.packed_output(rows).logits, rows)
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], images: Sequence[Image.Image]) -> list[Score]:

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageClassification
 from pl_fed.adapters import ADAPTER_NAME
 from pl_fed.modules.base import Batch
 from pl_fed.modules.lora_scorer import LoraScorer
+from pl_fed.packing import ImageRows
 
 
 class ViTScorer(LoraScorer):
@@ -46,3 +47,7 @@ class ViTScorer(LoraScorer):
         network: Any = self.model if self.lora is None else self.model.get_base_model()
         resizes = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
         return network(batch["images"], **({"interpolate_pos_encoding": True} if resizes else {})).logits  # type: ignore[no-any-return]
+
+    def packed_losses(self, rows: ImageRows) -> Float[Tensor, " clients"]:
+        """Return the loss of `training_step` for each of several clients that train together."""
+        return self.losses_of_clients(self({"images": rows.images}), rows)

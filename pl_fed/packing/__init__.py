@@ -1,13 +1,15 @@
-"""One forward pass for several clients: their tokens in one row without padding, their adapters in stacks.
+"""One forward pass for several clients: their tokens in one row without padding, or their images in one batch.
 
-The base model is shared and frozen, so its layers see the tokens of all clients at once; what clients train is applied
-to each client's own tokens, and attention looks at one sequence at a time. The network itself is as ever outside of
-`PackedNetwork.running`.
+The base model is shared and frozen, so its layers see the tokens of all clients at once; what clients train lies in
+stacks and is applied to each client's own tokens, and attention looks at one sequence at a time. The network itself is
+as ever outside of `PackedNetwork.running`.
 """
 
+from pl_fed.packing.images import ImageRows
+from pl_fed.packing.inputs import Inputs
 from pl_fed.packing.layers import Pass
 from pl_fed.packing.network import PackedNetwork, why_not_packed
-from pl_fed.packing.rows import TokenRows
+from pl_fed.packing.rows import Rows, TokenRows
 from pl_fed.packing.segments import Segments
 
-__all__ = ["PackedNetwork", "Pass", "Segments", "TokenRows", "why_not_packed"]
+__all__ = ["ImageRows", "Inputs", "PackedNetwork", "Pass", "Rows", "Segments", "TokenRows", "why_not_packed"]

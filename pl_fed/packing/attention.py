@@ -1,4 +1,4 @@
-"""Attention within each sequence of a packed row, as an implementation for transformers' `AttentionInterface`."""
+"""Attention within each sequence of a packed pass, as an implementation for transformers' `AttentionInterface`."""
 
 from typing import Any
 
@@ -32,8 +32,8 @@ def packed_attention(
 
     Args:
         module: The attention module, with the running pass as `PASS`.
-        query: (1, heads, tokens, width).
-        key: (1, key heads, tokens, width).
+        query: (1, heads, tokens, width) of sequences in one row, or (sequences, heads, length, width) of images.
+        key: As `query`, with the key heads.
         value: As `key`.
         attention_mask: Not used: there is no padding.
         scaling: Factor of the scores; None for ``width ** -0.5``.
@@ -42,7 +42,7 @@ def packed_attention(
         kwargs: Not used.
 
     Returns:
-        (1, tokens, heads, width), and no weights.
+        (1, tokens, heads, width) or (sequences, length, heads, width), and no weights.
     """
     run: Pass = getattr(module, PASS)
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
@@ -56,7 +56,7 @@ def packed_attention(
 def _by_sequence(
     run: Pass, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float, dropout: float
 ) -> Tensor:
-    """Attend within each sequence, in one go where all are of one length; (1, tokens, heads, width)."""
+    """Attend within each sequence, in one go where all are of one length."""
     lengths = run.segments.lengths
     masks = _masks(run, query, dropout)
     if run.segments.uniform:
@@ -67,12 +67,14 @@ def _by_sequence(
     outputs = []
     for i, (q, k, v) in enumerate(parts):
         attended = _attend(q, k, v, causal, scale, masks[i] if masks else None)
-        outputs.append(attended.transpose(1, 2).reshape(1, -1, *attended.shape[1::2]))
+        outputs.append(attended.transpose(1, 2).reshape(len(query), -1, *attended.shape[1::2]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
 
 def _stacked(x: Tensor, length: int) -> Heads:
-    """Turn (1, heads, tokens, width) into sequences of one length."""
+    """Turn (1, heads, tokens, width) into sequences of one length; images are that already."""
+    if len(x) > 1:
+        return x
     return x[0].reshape(x.shape[1], -1, length, x.shape[3]).transpose(0, 1)
 
 

@@ -49,7 +49,7 @@ def low_rank(
     segments: Segments,
 ) -> Tensor:
     """Return ``B_k diag(lam_k) A_k x`` for the rows of every client k."""
-    _, sizes = segments.sizes(x)
+    sizes = segments.row_sizes(x)
     rows = x.reshape(-1, x.shape[-1])
     if len(set(sizes)) == 1:
         hidden = torch.bmm(rows.view(len(sizes), -1, rows.shape[1]), a.transpose(1, 2))  # (clients, rows, rank)

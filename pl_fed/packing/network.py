@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from pl_fed.adapters import ADAPTER_NAME, Adapter, AdapterLayer, is_statistic
 from pl_fed.packing import attention
+from pl_fed.packing.inputs import inputs_of
 from pl_fed.packing.layers import ROW_WISE, Forward, Pass, dense_forward, dropout_forward, lora_forward, pooler_forward
 
-FAMILIES = ("LlamaForCausalLM", "GPT2LMHeadModel", "BertForSequenceClassification")
+FAMILIES = ("LlamaForCausalLM", "GPT2LMHeadModel", "BertForSequenceClassification", "ViTForImageClassification")
 """Classes whose forward is known to treat tokens one by one but for attention and what is swapped here."""
 POOLERS = ("BertPooler",)
 UNEQUAL_ROPE = ("dynamic", "longrope")  # frequencies depend on the longest sequence of the batch
@@ -76,6 +77,7 @@ class PackedNetwork:
     def __init__(self, network: nn.Module, adapter: Adapter) -> None:
         self.layers: list[AdapterLayer] = list(adapter.layers.values())
         self.model = cast(PreTrainedModel, base_model(network))
+        self.inputs = inputs_of(self.model)
         modules = list(network.modules())
         self.dropouts = [module for module in modules if type(module) is nn.Dropout]
         self.poolers = [module for module in modules if type(module).__name__ in POOLERS]

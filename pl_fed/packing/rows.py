@@ -1,10 +1,10 @@
-"""The batches of several clients as one row of tokens without padding."""
+"""The batches of several clients in one pass: texts as one row of tokens without padding."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from pl_fed.errors import FederatedConfigError
@@ -19,18 +19,47 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TokenRows:
+class Rows:
     """What a packed forward pass reads.
 
     Args:
-        batches: Each client's batch, padded, with ``input_ids`` (batch, length).
-        masks: Which of its tokens are no padding (batch, length); None for all.
-        segments: Whose tokens are whose.
+        batches: Each client's batch.
+        segments: Whose sequences, texts or images, are whose.
+
+    Example:
+        >>> batches = [{"labels": torch.tensor([1, 0])}, {"labels": torch.tensor([2])}]
+        >>> rows = Rows(batches, Segments([5, 5, 5], [2, 1]))
+        >>> rows.examples("labels").tolist(), rows.sequence_means(torch.tensor([1.0, 3.0, 7.0])).tolist()
+        ([1, 0, 2], [2.0, 7.0])
     """
 
     batches: Sequence[Mapping[str, Tensor]]
-    masks: Sequence[Tensor | None]
     segments: Segments
+
+    def examples(self, name: str) -> Shaped[Tensor, "sequences ..."]:
+        """Return an entry of the batches that has a row for each example, for all clients."""
+        return torch.cat([batch[name] for batch in self.batches])
+
+    def sequence_sums(self, values: Shaped[Tensor, "sequences ..."]) -> Shaped[Tensor, " clients"]:
+        """Return each client's sum over its sequences and all that there is of each."""
+        return torch.stack([part.sum() for part in self.segments.split(values)[1]])
+
+    def sequence_means(self, losses: Float[Tensor, " sequences"]) -> Float[Tensor, " clients"]:
+        """Return each client's mean over its sequences."""
+        return torch.stack([part.mean() for part in self.segments.split(losses)[1]])
+
+
+@dataclass(frozen=True)
+class TokenRows(Rows):
+    """Several clients' texts as one row of tokens.
+
+    Args:
+        batches: Each client's batch, padded, with ``input_ids`` (batch, length).
+        segments: Whose tokens are whose.
+        masks: Which of a batch's tokens are no padding (batch, length); None for all.
+    """
+
+    masks: Sequence[Tensor | None]
 
     @classmethod
     def of(cls, batches: Sequence[Mapping[str, Tensor]]) -> "TokenRows":
@@ -49,7 +78,7 @@ class TokenRows:
             full = sum(own) == ids.numel()
             masks.append(None if full or mask is None else mask.bool())
             lengths += own
-        return cls(batches, masks, Segments(lengths, [len(batch["input_ids"]) for batch in batches]))
+        return cls(batches, Segments(lengths, [len(batch["input_ids"]) for batch in batches]), masks)
 
     def flat(self, values: Sequence[Tensor]) -> Tensor:
         """Return values (batch, length) of each client as one row (tokens,), without the padding."""
@@ -106,7 +135,3 @@ class TokenRows:
         total = losses.new_zeros(number).index_add(0, owners, losses)
         counts = losses.new_zeros(number).index_add(0, owners, torch.ones_like(losses))
         return total / counts.clamp(min=1)
-
-    def sequence_means(self, losses: Float[Tensor, " sequences"]) -> Float[Tensor, " clients"]:
-        """Return each client's mean over its sequences."""
-        return torch.stack([part.mean() for part in self.segments.split(losses)[1]])

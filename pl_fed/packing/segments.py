@@ -1,4 +1,4 @@
-"""Which rows of a tensor are whose, when the sequences of several clients lie one after the other."""
+"""Which rows of a tensor are whose, when several clients' sequences lie one after the other, in a row or a batch."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """Sequences of several clients in one row, client by client.
+    """Sequences of several clients, client by client; an image is a sequence of its patches.
 
     Args:
         lengths: Tokens of each sequence.
@@ -19,6 +19,9 @@ class Segments:
         >>> segments = Segments([3, 2, 4], [2, 1])
         >>> segments.tokens, segments.starts, segments.sizes(torch.zeros(1, 9, 5))
         ([5, 4], [0, 3, 5], (1, [5, 4]))
+        >>> images = Segments([7, 7, 7], [2, 1])  # of 7 tokens each, along the batch dimension
+        >>> images.sizes(torch.zeros(3, 7, 5)), images.row_sizes(torch.zeros(3, 7, 5))
+        ((0, [2, 1]), [14, 7])
     """
 
     lengths: list[int]
@@ -57,7 +60,7 @@ class Segments:
         """Return the dimension along which a tensor goes from client to client, and each client's size in it.
 
         Args:
-            x: Of shape (1, tokens, ...), or (sequences, ...) after pooling.
+            x: Of shape (1, tokens, ...), or (sequences, ...): images, and texts after pooling.
 
         Raises:
             ValueError: If it has another shape, so that nobody can tell whose rows are whose.
@@ -70,6 +73,15 @@ class Segments:
             f"Expected a tensor of {sum(self.tokens)} tokens or {len(self.lengths)} sequences in a packed pass but got "
             f"the shape {tuple(x.shape)}: set `engine: sequential`."
         )
+
+    def row_sizes(self, x: Tensor) -> list[int]:
+        """Return how many vectors each client has in a tensor, along all of its dimensions but the last.
+
+        Args:
+            x: As in `sizes`, for example (1, tokens, width) or (images, tokens, width).
+        """
+        dim, sizes = self.sizes(x)
+        return [size * x.shape[dim + 1 : -1].numel() for size in sizes]
 
     def split(self, x: Tensor) -> tuple[int, tuple[Tensor, ...]]:
         """Return the dimension of `sizes` and each client's part."""

@@ -8,18 +8,27 @@ import lightning.pytorch as pl
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, ViTConfig, ViTModel
 
 from pl_fed.clients import ClientsConfig
 from pl_fed.loaders import RoundLoader
-from pl_fed.modules import LoraCausalLM, LoraModule, LoraSequenceClassifier, LoraSettings
+from pl_fed.modules import (
+    LoraCausalLM,
+    LoraModule,
+    LoraSequenceClassifier,
+    LoraSettings,
+    ScoreSettings,
+    SemanticScorer,
+    ViTScorer,
+)
 from pl_fed.rounds import CohortConfig, LocalTraining
 from pl_fed.strategy import FederatedStrategy
+from tests.modules.rated_rows import collate_rated, rated_rows, without_semantic
 from tests.modules.tiny_models import VOCAB, class_rows, collate_classes, collate_language, language_rows, llama_config
 from tests.modules.tiny_models import save as save_model
 
 SHARDS = [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9, 10, 11, 12, 13], [14, 15, 16]]  # 3, 1, 4 and 2 batches of two
-KINDS = ("llama", "gpt2", "bert")
+KINDS = ("llama", "gpt2", "bert", "vit", "semantic")
 LEARNING_RATE = 5e-2
 
 
@@ -35,6 +44,10 @@ def save(kind: str, folder: Path, dropout: float = 0.0) -> str:
         return save_model(GPT2LMHeadModel(config), folder, eos_token="<eos>")
     drops = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    if kind == "vit":
+        model = ViTModel(ViTConfig(**sizes, image_size=16, patch_size=8, **drops), add_pooling_layer=False)
+        model.save_pretrained(folder)
+        return str(folder)
     return save_model(BertModel(BertConfig(**sizes, vocab_size=VOCAB, pad_token_id=0, **drops)), folder)
 
 
@@ -61,17 +74,28 @@ def in_float64(module: LoraModule) -> LoraModule:
 
 
 def module_of(kind: str, folder: str, optimizer: Any = None, **changes: Any) -> LoraModule:
-    """Return a module with LoRA of rank 3; a classifier's head is trained in full."""
+    """Return a module with LoRA of rank 3; the head of a classifier or scorer is trained in full."""
     optimizer = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=LEARNING_RATE))
     lora = changes.pop("lora", LoraSettings(r=3, lora_dropout=changes.pop("dropout", 0.0)))
+    if kind == "vit":
+        return ViTScorer(folder, lora, optimizer, scores=ScoreSettings(("entity",), levels=5), **changes)
+    if kind == "semantic":
+        return SemanticScorer(folder, lora, optimizer, **changes)
     if kind == "bert":
         return LoraSequenceClassifier(folder, lora, optimizer, num_labels=3, **changes)
     return LoraCausalLM(folder, lora, optimizer, **changes)
 
 
 def loader(kind: str, shards: Sequence[Sequence[int]] = SHARDS, batch_size: int = 2, **kwargs: Any) -> RoundLoader:
-    """Return a loader of ragged texts."""
-    rows, collate = (class_rows(17), collate_classes) if kind == "bert" else (language_rows(17), collate_language)
+    """Return a loader of ragged texts, of images, or of texts of which every third has but one of its two ratings."""
+    rows: Any
+    collate: Any
+    if kind == "bert":
+        rows, collate = class_rows(17), collate_classes
+    elif kind in ("vit", "semantic"):
+        rows, collate = without_semantic(rated_rows(17), every=3), collate_rated
+    else:
+        rows, collate = language_rows(17), collate_language
     return RoundLoader(rows, shards, batch_size=batch_size, collate_fn=collate, **kwargs)
 
 

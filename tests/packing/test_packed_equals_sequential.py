@@ -93,8 +93,9 @@ def test_every_rule(rule: str, folder: Folder) -> None:
     assert both("gpt2", folder, RULES[rule], optimizer=sgd) < 1e-11
 
 
-def test_a_head_alone(folder: Folder) -> None:
-    assert both("bert", folder, HeadOnly) < 1e-9
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+def test_a_head_alone(kind: str, folder: Folder) -> None:
+    assert both(kind, folder, HeadOnly) < 1e-9
 
 
 @pytest.mark.parametrize("correction", [FedProx(0.5), Scaffold()], ids=["fedprox", "scaffold"])
@@ -102,12 +103,12 @@ def test_corrections(correction: Any, folder: Folder) -> None:
     assert both("bert", folder, FedIT, local=LocalTraining(correction=correction)) < 1e-9
 
 
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_accumulation_and_clipping(algorithm: str, folder: Folder) -> None:
+@pytest.mark.parametrize(("kind", "algorithm"), [("bert", "norm"), ("bert", "value"), ("vit", "norm")])
+def test_accumulation_and_clipping(kind: str, algorithm: str, folder: Folder) -> None:
     """Windows of two batches; gradients are clipped client by client."""
     trainer = {"accumulate_grad_batches": 2, "gradient_clip_val": 1e-2, "gradient_clip_algorithm": algorithm}
     local = LocalTraining(epochs=1, remainder="pad")
-    assert both("bert", folder, AFLoRA, trainer, local=local) < 1e-9
+    assert both(kind, folder, AFLoRA, trainer, local=local) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam", "Adamax", "RMSprop", "Rprop", "Adadelta"])
@@ -121,19 +122,21 @@ def test_schedule_within_clients(folder: Folder) -> None:
     assert both("gpt2", folder, FedIT, module={"lr_scheduler": schedule}) < 1e-9
 
 
-def test_steps_and_uniform_lengths(folder: Folder) -> None:
-    """All clients with as many batches of texts of one length: batched products instead of segments."""
+@pytest.mark.parametrize(("kind", "shard"), [("llama", [0]), ("vit", [0, 1, 2])])
+def test_steps_and_uniform_lengths(kind: str, shard: list[int], folder: Folder) -> None:
+    """All clients with as many sequences of one length: batched products instead of segments."""
     local, clients = LocalTraining(steps=2), ClientsConfig(ranks=[3])
-    shards = {"shards": [[0], [0], [0], [0]], "batch_size": 1}
-    assert both("llama", folder, FedIT, local=local, clients=clients, data=shards) < 1e-9
+    shards = {"shards": [shard] * 4, "batch_size": len(shard)}
+    assert both(kind, folder, FedIT, local=local, clients=clients, data=shards) < 1e-9
 
 
-def test_other_chunks_give_the_same(folder: Folder) -> None:
+@pytest.mark.parametrize("kind", ["gpt2", "vit"])
+def test_other_chunks_give_the_same(kind: str, folder: Folder) -> None:
     """One client at a time, in chunks, all together, in small passes: also with dropout everywhere."""
     found = []
     for packing in (Packing(1), Packing(2), Packing(16), Packing(16, tokens=8)):
-        module = in_float64(module_of("gpt2", folder("gpt2", 0.2), dropout=0.2))
-        found.append(run(module, federation(AFLoRA(), packing), loader("gpt2"), randomise, precision="64-true"))
+        module = in_float64(module_of(kind, folder(kind, 0.2), dropout=0.2))
+        found.append(run(module, federation(AFLoRA(), packing), loader(kind), randomise, precision="64-true"))
     assert max(largest_difference(found[0], other) for other in found[1:]) < 1e-9
 
 
