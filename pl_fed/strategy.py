@@ -49,8 +49,8 @@ class FederatedStrategy(ProcessGroupStrategy):
         codecs: Formats on the wire.
         engine: How a cohort is trained. ``sequential``, the reference, trains one client after the other; ``packed``
             several at a time in one pass over the shared base model (`Packing` says how many), with the same result
-            but for rounding and dropout's random numbers, or refuses with the reason; ``auto`` is ``packed`` where
-            that is possible, else ``sequential``, and says which and why. Lightning's steps are then those of chunks.
+            but for rounding and dropout's random numbers, or refuses with the reason; Lightning's steps are those of
+            chunks. ``auto`` takes ``packed`` where that is possible and likely to be faster, and says why.
         seed: Seed of cohorts, batches and dropout; None takes that of `seed_everything`, or 0.
         secure_aggregation: Let the server see nothing but the sum of the updates; ``ideal`` and ``pairwise`` take the
             defaults of `SecureAggregation`.
@@ -167,7 +167,7 @@ class FederatedStrategy(ProcessGroupStrategy):
         if isinstance(dataloader, RoundLoader) and self.trainer.state.fn == TrainerFn.FITTING:
             check_supported(self.trainer, self.optimizers)
             check_trainer(self.trainer, callbacks_of(self.trainer), self.world_size)
-            self._choose_engine()
+            self._choose_engine(dataloader)
             self._insert(self.personal, self.loop)  # in this order: the loop puts its client over the server's adapter
             # the length of an epoch is that of its round; Lightning otherwise computes it once
             self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -175,13 +175,13 @@ class FederatedStrategy(ProcessGroupStrategy):
             self.loop.bind(self.trainer, dataloader.plan)
         return dataloader
 
-    def _choose_engine(self) -> None:
+    def _choose_engine(self, loader: RoundLoader) -> None:
         """Settle on an engine, once per fit: the callbacks are complete only when the data are loaded."""
         federation = self.loop.federation
         if self._chosen or federation is None:
             return
         self._chosen = True
-        packed = engine_for(self._wanted, self.trainer, federation, self.optimizers) == "packed"
+        packed = engine_for(self._wanted, self.trainer, federation, self.optimizers, loader) == "packed"
         federation.engine = self.engine = self._packed if packed else self._sequential
         clip = {"clip_grad_by_norm": self._packed.clip_gradients} if packed else {}  # client by client
         vars(self.precision_plugin).pop("clip_grad_by_norm", None)

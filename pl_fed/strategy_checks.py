@@ -9,9 +9,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from pl_fed.chunks import Packing
-from pl_fed.engines import why_not_packed
+from pl_fed.engines import by_size, step_size, why_not_packed
 from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
 from pl_fed.federation import Federation
+from pl_fed.loaders import RoundLoader
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -46,8 +47,16 @@ def engine_for(
     trainer: Trainer,
     federation: Federation,
     optimizers: Sequence[Optimizer],
+    loader: RoundLoader,
 ) -> Literal["sequential", "packed"]:
-    """Return the engine that a run gets, and say which if it was left to us.
+    """Return the engine that a run gets, and say which and why if it was left to us.
+
+    Args:
+        wanted: As in `FederatedStrategy(engine=...)`.
+        trainer: Runs the module.
+        federation: The rounds.
+        optimizers: Lightning's optimizers.
+        loader: Of the rounds; `auto` reads a few of its batches on a CPU.
 
     Raises:
         FederatedConfigError: If packed clients were asked for but are not possible.
@@ -57,13 +66,24 @@ def engine_for(
     callbacks, local = callbacks_of(trainer), federation.config.local
     reason = why_not_packed(trainer.lightning_module, federation.adapter, optimizers, local, trainer, callbacks)
     if wanted == "auto":
-        rank_zero_info("Engine `packed`." if reason is None else f"Engine `sequential`, since {reason}.")
-    elif reason is not None:
+        found, reason = _faster(trainer, loader) if reason is None else ("sequential", reason)
+        rank_zero_info(f"Engine `{found}`, since {reason}.")
+        return found
+    if reason is not None:
         raise FederatedConfigError(
             f"Expected a run in which clients can train together with `engine: packed` but {reason}: set "
             "`engine: sequential`, or `auto`."
         )
-    return "packed" if reason is None else "sequential"
+    return "packed"
+
+
+def _faster(trainer: Trainer, loader: RoundLoader) -> tuple[Literal["sequential", "packed"], str]:
+    """Return the engine that is likely to be faster; the first process looks, so that all take the same."""
+    device, size = trainer.strategy.root_device.type, None
+    if device == "cpu":
+        size = step_size(trainer.lightning_module, loader) if trainer.is_global_zero else None
+        size = trainer.strategy.broadcast(size)
+    return by_size(size, device)
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]]) -> None:

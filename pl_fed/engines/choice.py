@@ -1,7 +1,11 @@
-"""Which engine a run can have: what clients that train together ask of the module, the settings and the callbacks."""
+"""Which engine a run can have, and which is the faster one.
+
+Clients that train together ask something of the module, the settings and the callbacks (`why_not`). Where nothing is
+against it they are faster as long as one client's step leaves the machine idle (`by_size`).
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -9,6 +13,7 @@ from torch.optim import Optimizer
 
 from pl_fed.adapters import Adapter
 from pl_fed.engines.stacks import ELEMENT_WISE
+from pl_fed.engines.step_size import StepSize
 from pl_fed.packing import why_not_packed
 from pl_fed.rounds import LocalTraining
 
@@ -18,6 +23,40 @@ GRADIENT_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimize
 READS_BATCHES = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 STEP_HOOKS = (*GRADIENT_HOOKS, "on_train_batch_start", "on_train_batch_end")
 CLIENT_HOOKS = ("on_client_start", "on_broadcast", "on_client_end", "on_upload")
+
+BUSY_TOKENS, BUSY_NUMBERS = 256, 65_536
+"""A client's step with so many tokens, and so many numbers (tokens times width) a layer, keeps a CPU busy by itself."""
+PADDED = 0.1
+"""Share of padding that is worth leaving out also then."""
+
+
+def by_size(size: StepSize | None, device: str) -> tuple[Literal["sequential", "packed"], str]:
+    """Return the engine that is likely to be faster, and why, as a sentence without its end.
+
+    On a CPU a step of few tokens is small matrix products and many calls, which several clients share. From 256 tokens
+    on (of a width below 256 from 65536 / width on) one client's products are as fast as those of several, and packing
+    gains no more than the padding that it leaves out: measured by `benchmarks/engine_choice.py` on one thread, in
+    widths from 128 to 768 (docs/performance.md). Of a GPU no such limit is known, and none is set.
+
+    Args:
+        size: A client's step; None if it is not known.
+        device: Type of the device, such as ``cpu``.
+
+    Example:
+        >>> by_size(StepSize(tokens=32, width=128), "cpu")[0], by_size(StepSize(tokens=512, width=128), "cpu")[0]
+        ('packed', 'sequential')
+    """
+    if device != "cpu":
+        return "packed", f"no size of a client's step is known from which it is slower on `{device}`"
+    if size is None:
+        return "packed", "the size of a client's step is not known"
+    limit = max(BUSY_TOKENS, -(-BUSY_NUMBERS // size.width))
+    step = f"a client's step has about {size.tokens} tokens at width {size.width}"
+    if size.tokens < limit:
+        return "packed", f"{step}, and a CPU is busy with one client from {limit} on"
+    if size.padding >= PADDED:
+        return "packed", f"{step}, {size.padding:.0%} of them padding, which packing leaves out"
+    return "sequential", f"{step}, and a CPU is busy with one client from {limit} on"
 
 
 def why_not(

@@ -6,10 +6,21 @@ as ever outside of `PackedNetwork.running`.
 """
 
 from pl_fed.packing.images import ImageRows
-from pl_fed.packing.inputs import Inputs
+from pl_fed.packing.inputs import Inputs, inputs_of
 from pl_fed.packing.layers import Pass
-from pl_fed.packing.network import PackedNetwork, why_not_packed
+from pl_fed.packing.network import PackedNetwork, base_model, why_not_packed
 from pl_fed.packing.rows import Rows, TokenRows
 from pl_fed.packing.segments import Segments
 
-__all__ = ["ImageRows", "Inputs", "PackedNetwork", "Pass", "Rows", "Segments", "TokenRows", "why_not_packed"]
+__all__ = [
+    "ImageRows",
+    "Inputs",
+    "PackedNetwork",
+    "Pass",
+    "Rows",
+    "Segments",
+    "TokenRows",
+    "base_model",
+    "inputs_of",
+    "why_not_packed",
+]

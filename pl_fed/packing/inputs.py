@@ -20,6 +20,10 @@ class Inputs(ABC):
         """Return the tokens of a client's batch, without padding."""
 
     @abstractmethod
+    def num_padded(self, batch: Batch) -> int:
+        """Return the tokens of a client's batch with the padding, which the network sees when the client is alone."""
+
+    @abstractmethod
     def together(self, first: Batch, other: Batch) -> bool:
         """Tell whether two clients' batches can be in one pass."""
 
@@ -40,7 +44,11 @@ class Texts(Inputs):
     def num_tokens(self, batch: Batch) -> int:
         """Count what ``attention_mask`` leaves."""
         mask = batch.get("attention_mask")
-        return batch["input_ids"].numel() if mask is None else int(mask.sum())
+        return self.num_padded(batch) if mask is None else int(mask.sum())
+
+    def num_padded(self, batch: Batch) -> int:
+        """Count all."""
+        return batch["input_ids"].numel()
 
     def together(self, first: Batch, other: Batch) -> bool:
         """Return True."""
@@ -70,6 +78,10 @@ class Images(Inputs):
         """Count patches and class tokens."""
         images = images_of(batch)
         return len(images) * image_tokens(images, self.patch)
+
+    def num_padded(self, batch: Batch) -> int:
+        """Return the same: there is no padding."""
+        return self.num_tokens(batch)
 
     def together(self, first: Batch, other: Batch) -> bool:
         """Tell whether the images are of one size."""
