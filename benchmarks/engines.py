@@ -5,7 +5,7 @@ compared at the end; with it (``--dropout``) their random numbers differ. The wo
 
 ABOUT
 
-    python benchmarks/engines.py [--work toy minilm] [--batch-sizes 1 4] [--clients 16] [--steps 4] [--repeats 7]
+    python benchmarks/engines.py [--work toy minilm vit] [--batch-sizes 1 4] [--clients 16] [--steps 4] [--repeats 7]
     python benchmarks/engines.py --work smollm2 llama1b --accelerator gpu --precision bf16-mixed
 """
 

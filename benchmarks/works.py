@@ -1,6 +1,7 @@
 """The works that the engines are measured on: a module and its clients' batches."""
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,11 +11,11 @@ from flwr_datasets.partitioner import IidPartitioner
 from overhead import LENGTH, Module, Tokens
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from pl_fed.datamodules import InstructionData, TextClassificationData
 from pl_fed.loaders import RoundLoader
-from pl_fed.modules import LoraCausalLM, LoraSequenceClassifier, LoraSettings
+from pl_fed.modules import LoraCausalLM, LoraSequenceClassifier, LoraSettings, ViTScorer
 from pl_fed.packing import TokenRows
 
 QUIET: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -91,6 +92,21 @@ def smollm2(options: argparse.Namespace, batch_size: int) -> Work:
     return loaded(module, data)
 
 
+def vit(options: argparse.Namespace, batch_size: int) -> Work:
+    """A small vision transformer with random weights on random images."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
+    with tempfile.TemporaryDirectory() as folder:
+        ViTModel(ViTConfig(**sizes, image_size=32, patch_size=4), add_pooling_layer=False).save_pretrained(folder)
+        module = ViTScorer(folder, LoraSettings(r=options.rank, target_modules=["q_proj", "v_proj"]), adamw)
+        module.configure_model()
+    per_client = options.steps * batch_size
+    number = options.clients * per_client
+    data: Any = [{"images": torch.randn(3, 32, 32), "targets": torch.rand(2)} for _ in range(number)]
+    shards = [list(range(k * per_client, (k + 1) * per_client)) for k in range(options.clients)]
+    return module, lambda: RoundLoader(data, shards, batch_size=batch_size)
+
+
 def loaded(module: Any, data: Any) -> Work:
     trainer = pl.Trainer(accelerator="cpu", **QUIET)
     trainer.strategy._lightning_module = module
@@ -105,11 +121,12 @@ WORKS: dict[str, Callable[[argparse.Namespace, int], Work]] = {
     "toy": lambda options, batch_size: uniform(lambda: Toy(options.rank), options, batch_size),
     "minilm": minilm,
     "smollm2": smollm2,
+    "vit": vit,
     "llama1b": lambda options, batch_size: uniform(lambda: Llama1B(options.rank), options, batch_size),
 }
 ABOUT = f"""toy: GPT-2 of four layers of width 128, {LENGTH} tokens each; minilm: all-MiniLM-L6-v2 on 20 Newsgroups,
-ragged; smollm2: SmolLM2-135M-Instruct on short instruction pairs, ragged; llama1b: the shape of Llama 3.2 1B with
-random weights, {LENGTH} tokens each. minilm and smollm2 are downloaded once."""
+ragged; smollm2: SmolLM2-135M-Instruct on short instruction pairs, ragged; vit: a vision transformer of four
+layers of width 192, 65 tokens an image; llama1b: the shape of Llama 3.2 1B with random weights, {LENGTH} tokens each. minilm and smollm2 are downloaded once."""
 
 
 def without_dropout(module: nn.Module) -> None:
@@ -121,7 +138,7 @@ def without_dropout(module: nn.Module) -> None:
 
 def work_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that the works read."""
-    parser.add_argument("--work", nargs="+", default=["toy", "minilm"], choices=list(WORKS))
+    parser.add_argument("--work", nargs="+", default=["toy", "minilm", "vit"], choices=list(WORKS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
