@@ -137,6 +137,15 @@ def test_a_large_step_is_sequential(
     assert caplog.text.count("Engine `") == 1, "said when it is chosen, once"
 
 
+def test_all_processes_take_the_engine_of_the_first(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here another process has seen large steps, by data that differ in size from one reading to the next."""
+    strategy = federation(FedIT(), "auto")
+    told = strategy.broadcast
+    monkeypatch.setattr(strategy, "broadcast", lambda x, src=0: told(StepSize(512, 128) if type(x) is StepSize else x))
+    run(module_of("gpt2", folder("gpt2")), strategy, loader("gpt2"), max_epochs=1)
+    assert strategy.engine.name == "sequential"
+
+
 def test_auto_trains_as_the_engine_that_it_takes(folder: Folder) -> None:
     """Looking at batches beforehand changes nothing, to the last bit, dropout included."""
     found = []
