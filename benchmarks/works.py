@@ -125,8 +125,9 @@ WORKS: dict[str, Callable[[argparse.Namespace, int], Work]] = {
     "llama1b": lambda options, batch_size: uniform(lambda: Llama1B(options.rank), options, batch_size),
 }
 ABOUT = f"""toy: GPT-2 of four layers of width 128, {LENGTH} tokens each; minilm: all-MiniLM-L6-v2 on 20 Newsgroups,
-ragged; smollm2: SmolLM2-135M-Instruct on short instruction pairs, ragged; vit: a vision transformer of four
-layers of width 192, 65 tokens an image; llama1b: the shape of Llama 3.2 1B with random weights, {LENGTH} tokens each. minilm and smollm2 are downloaded once."""
+ragged; smollm2: SmolLM2-135M-Instruct on short instruction pairs, ragged; vit: a vision transformer of four layers of
+width 192, 65 tokens an image; llama1b: the shape of Llama 3.2 1B with random weights, {LENGTH} tokens each. minilm and
+smollm2 are downloaded once."""
 
 
 def without_dropout(module: nn.Module) -> None:
