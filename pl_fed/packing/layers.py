@@ -1,7 +1,7 @@
 """Forward functions of single layers in a packed pass: LoRA, layers that are trained in full, dropout, pooling.
 
 LoRA runs on each client's own rows, ``y = W x + s B_k diag(lam_k) A_k x``: as one batched product where all clients
-have as many rows, else client by client over views of the stacks.
+have as many rows or the device pads them, else client by client over views of the stacks.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_fed.adapters import ADAPTER_NAME, AdapterLayer
+from pl_fed.packing.padding import grid, pads
 from pl_fed.packing.segments import Segments
 
 Forward = Callable[..., Tensor]
@@ -51,17 +52,24 @@ def low_rank(
     """Return ``B_k diag(lam_k) A_k x`` for the rows of every client k."""
     sizes = segments.row_sizes(x)
     rows = x.reshape(-1, x.shape[-1])
-    if len(set(sizes)) == 1:
-        hidden = torch.bmm(rows.view(len(sizes), -1, rows.shape[1]), a.transpose(1, 2))  # (clients, rows, rank)
+    uniform = len(set(sizes)) == 1
+    if uniform or pads(x):
+        known = None if uniform else grid(sizes, x.device)
+        parts = rows.view(len(sizes), -1, rows.shape[1]) if known is None else known.pad(rows)  # (clients, rows, d_in)
+        hidden = torch.bmm(parts, a.transpose(1, 2))
         hidden = hidden if diagonal is None else hidden * diagonal[:, None]
         out = torch.bmm(hidden, b.transpose(1, 2))
-        return out.view(*x.shape[:-1], -1)
+        return (out if known is None else known.unpad(out)).reshape(*x.shape[:-1], -1)
+    return _client_by_client(rows, a, b, diagonal, sizes).view(*x.shape[:-1], -1)
+
+
+def _client_by_client(rows: Tensor, a: Tensor, b: Tensor, diagonal: Tensor | None, sizes: list[int]) -> Tensor:
     diagonals = [None] * len(sizes) if diagonal is None else diagonal.unbind()
     parts = []
     for part, a_k, b_k, diagonal_k in zip(rows.split(sizes), a.unbind(), b.unbind(), diagonals, strict=True):
         hidden = F.linear(part, a_k)
         parts.append(F.linear(hidden if diagonal_k is None else hidden * diagonal_k, b_k))
-    return torch.cat(parts).view(*x.shape[:-1], -1)
+    return torch.cat(parts)
 
 
 def lora_forward(layer: AdapterLayer, values: Mapping[str, Tensor], run: Pass) -> Forward:

@@ -86,6 +86,13 @@ def test_losses_in_chunks_of_tokens(kind: str, folder: Folder, monkeypatch: pyte
     assert both(kind, folder, FedIT) < 1e-9
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_padded_as_on_a_gpu(kind: str, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ragged texts, unequal ranks: one padded product and one padded attention, without a loop."""
+    monkeypatch.setattr("pl_fed.packing.padding.LOOPS_ON", ())
+    assert both(kind, folder, AFLoRA) < 1e-9
+
+
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_rule(rule: str, folder: Folder) -> None:
     """SGD with momentum, so that a difference of gradients stays one of its size."""

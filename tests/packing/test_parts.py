@@ -76,6 +76,22 @@ def test_attention_with_dropout_is_that_of_the_masks(lengths: list[int], causal:
         start += length
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_padded_attention(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sequence by sequence, gradients included; fewer key heads than heads."""
+    segments, module, found = Segments([2, 5, 1, 3], [2, 1, 1]), nn.Module(), []
+    vars(module)[PASS] = Pass(segments, [1, 2, 3])
+    shapes = ((1, heads, 11, 4) for heads in (4, 2, 2))
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    weights = torch.randn(1, 11, 4, 4, dtype=torch.float64)
+    for loops_on in (("cpu",), ()):
+        monkeypatch.setattr("pl_fed.packing.padding.LOOPS_ON", loops_on)
+        out, _ = packed_attention(module, *inputs, None, is_causal=causal)
+        found.append((out, *torch.autograd.grad((out * weights).sum(), inputs)))
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+
+
 def test_low_rank_by_hand() -> None:
     """B_k diag(lam_k) A_k x in numbers: 2 * 3 * 5 * x and 1 * 1 * 7 * x."""
     a, b = torch.tensor([[[5.0]], [[7.0]]]), torch.tensor([[[2.0]], [[1.0]]])
