@@ -91,7 +91,7 @@ class LoraCausalLM(LoraModule):
                 hidden = self.packed_output(rows, logits_to_keep=chosen).logits[0]
             return rows.token_means(token_losses(hidden, head, targets[chosen], self.logits_at_once), chosen)
         output = self.packed_output(rows, **({"logits_to_keep": chosen} if self._plain_head() else {}))
-        logits = output.logits[0] if self._plain_head() else output.logits[0, chosen]  # (chosen, vocab)
+        logits = output.logits.squeeze(0) if self._plain_head() else output.logits[0, chosen]  # (chosen, vocab)
         losses = F.cross_entropy(at_least_float32(logits), targets[chosen], reduction="none")
         return rows.token_means(losses, chosen)
 

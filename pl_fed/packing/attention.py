@@ -77,7 +77,7 @@ def _by_sequence(
 def _padded(run: Pass, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> Tensor:
     """Attend within all sequences at once, padded to the longest."""
     known = grid(run.segments.lengths, query.device)
-    q, k, v = (known.pad(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
+    q, k, v = (known.pad(x.squeeze(0).transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
     mask = None if causal else known.filled[:, None, None]  # what lies behind a sequence is later than all of it
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return known.unpad(attended.transpose(1, 2))[None]
@@ -87,7 +87,8 @@ def _stacked(x: Tensor, length: int) -> Heads:
     """Turn (1, heads, tokens, width) into sequences of one length; images are that already."""
     if len(x) > 1:
         return x
-    return x[0].reshape(x.shape[1], -1, length, x.shape[3]).transpose(0, 1)
+    heads = x.squeeze(0)  # not `x[0]`, whose backward fills a tensor with zeros first
+    return heads.reshape(x.shape[1], -1, length, x.shape[3]).transpose(0, 1)
 
 
 def _attend(query: Heads, key: Heads, value: Heads, causal: bool, scale: float, mask: Tensor | None) -> Heads:

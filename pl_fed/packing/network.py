@@ -11,11 +11,21 @@ from transformers import PreTrainedModel
 from pl_fed.adapters import ADAPTER_NAME, Adapter, AdapterLayer, is_statistic
 from pl_fed.packing import attention
 from pl_fed.packing.inputs import inputs_of
-from pl_fed.packing.layers import ROW_WISE, Forward, Pass, dense_forward, dropout_forward, lora_forward, pooler_forward
+from pl_fed.packing.layers import (
+    ROW_WISE,
+    Forward,
+    Pass,
+    dense_forward,
+    dropout_forward,
+    gelu_forward,
+    lora_forward,
+    pooler_forward,
+)
 
 FAMILIES = ("LlamaForCausalLM", "GPT2LMHeadModel", "BertForSequenceClassification", "ViTForImageClassification")
 """Classes whose forward is known to treat tokens one by one but for attention and what is swapped here."""
 POOLERS = ("BertPooler",)
+TANH_GELUS = ("NewGELUActivation",)  # GPT-2's; eight operations where torch has one
 UNEQUAL_ROPE = ("dynamic", "longrope")  # frequencies depend on the longest sequence of the batch
 
 
@@ -81,6 +91,7 @@ class PackedNetwork:
         modules = list(network.modules())
         self.dropouts = [module for module in modules if type(module) is nn.Dropout]
         self.poolers = [module for module in modules if type(module).__name__ in POOLERS]
+        self.gelus = [module for module in modules if type(module).__name__ in TANH_GELUS]
         self.attentions = [module for module in modules if type(module).__name__.endswith("Attention")]
         self.dense: dict[str, nn.Module] = {}  # by the name of the layer
         for name in adapter.dense:
@@ -124,4 +135,5 @@ class PackedNetwork:
         for dropout in self.dropouts:
             if dropout.p > 0 and dropout.training:
                 forwards[dropout] = dropout_forward(dropout, run)
+        forwards |= dict.fromkeys(self.gelus, gelu_forward)
         return forwards | {pooler: pooler_forward(pooler, run) for pooler in self.poolers}
