@@ -49,10 +49,11 @@ def summary(own: Sequence[dict[str, Any]], done: Sequence[dict[str, Any]]) -> di
     largest = max(distance(run["adapter"], reference["adapter"]) for run in own)
     moved = distance(reference["start"], reference["adapter"])
     seconds = [median_seconds(run) for run in own]
-    cpu = [median_seconds(run, "cpu_seconds") for run in own]
+    alone = RUNNERS[own[0]["runner"]].one_process  # its own clock is finer than samples of all processes
+    cpu = [median_seconds(run, "cpu_seconds") if alone else run["all_cpu_seconds"] for run in own]
     row = {
         "seconds": spread(seconds),
-        "cpu_seconds": spread(cpu) if RUNNERS[own[0]["runner"]].one_process else None,
+        "cpu_seconds": spread(cpu),
         "first_seconds": spread([run["seconds"][0] for run in own]),
         "peak_megabytes": round(max(run["peak_bytes"] for run in own) / 2**20),
         "processes": max(run["processes"] for run in own),
@@ -63,8 +64,8 @@ def summary(own: Sequence[dict[str, Any]], done: Sequence[dict[str, Any]]) -> di
         "differs": not largest <= TOLERANCE * moved,  # also if either is not a number
         "version": own[0]["version"],
         "torch": own[0]["torch"],
-        "all_seconds": [run["seconds"] for run in own],
-        "all_cpu_seconds": [run["cpu_seconds"] for run in own],
+        "all_rounds_seconds": [run["seconds"] for run in own],
+        "all_rounds_cpu_seconds": [run["cpu_seconds"] for run in own],
     }
     for other in ("packed", "packed-2"):  # both of one repeat, so that what else the machine does matters less
         pairs = [(run, peer) for run in own for peer in done if peer["runner"] == other]
@@ -96,8 +97,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             continue
         ratios = f"{_words(row['over_packed'])} | {_words(row['over_packed-2'])}"
         adapter = f"{'DIFFERS' if row['differs'] else 'same'} ({row['largest_difference']:.0e})"
-        cpu = f"{row['cpu_seconds'][0]:.2f}" if row["cpu_seconds"] else ""
-        times = f"{_words(row['seconds'])} | {row['first_seconds'][0]:.2f} | {cpu}"
+        times = f"{_words(row['seconds'])} | {row['first_seconds'][0]:.2f} | {row['cpu_seconds'][0]:.2f}"
         lines.append(f"{start} {times} | {ratios} | {row['peak_megabytes']} | {adapter} |")
     return "\n".join(lines)
 

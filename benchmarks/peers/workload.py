@@ -132,7 +132,8 @@ class Task:
         torch.save(values, self.options.adapter)
         seconds, cpu = (list(map(operator.sub, t[1:], t[:-1])) for t in (self.times, self.cpu_times))
         versions = {"version": version, "torch": torch.__version__}
-        print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, **versions, **checksum(values)}))
+        measured = {"seconds": seconds, "cpu_seconds": cpu, "marks": self.times}
+        print(json.dumps({**measured, **versions, **checksum(values)}))
 
 
 def checksum(adapter: Mapping[str, Tensor]) -> dict[str, float]:
