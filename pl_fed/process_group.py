@@ -5,6 +5,7 @@ processes gather what each of them has (`gather`), so that every one of them agg
 order: the server's state is the same everywhere, and the same as that of one process.
 """
 
+import pickle
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
+
+from pl_fed.fast_pickle import dumps
 
 T = TypeVar("T")
 
@@ -112,8 +115,8 @@ class ProcessGroupStrategy(SingleDeviceStrategy):
         if not self.is_distributed:
             return [value]
         found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value, group=self._objects)
-        return found
+        dist.all_gather_object(found, dumps(value), group=self._objects)
+        return [pickle.loads(data) for data in found]
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         """Wait for the other processes."""

@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "wire",
             "corrections",
             "processes",
+            "fast_pickle",
         }
     ),
     frozenset({"adapters", "context", "packing"}),
