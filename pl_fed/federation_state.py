@@ -16,10 +16,14 @@ from pl_fed.rules.base import Rule
 from pl_fed.secure_round import published
 from pl_fed.updates import AdapterState, Update
 
+FORMAT = 1
+"""Raised whenever what a checkpoint holds of a federation changes, so that others' are refused by name."""
+
 
 def save_federation(federation: Federation) -> dict[str, Any]:
     """Return everything a resumed run needs, also in the middle of a round."""
     state: dict[str, Any] = {
+        "format": FORMAT,
         "settings": federation.config.rule.settings(),
         "population": federation.population,
         "shards": federation.shards,
@@ -53,6 +57,26 @@ def _save_round(federation: Federation, context: RoundContext) -> dict[str, Any]
         "clients": [client.state_dict() for client in federation.chunk],
         "engine": federation.engine.state_dict(),
     }
+
+
+def take_state(checkpoint: dict[str, Any], key: str) -> dict[str, Any]:
+    """Take a federation's state out of a checkpoint; empty if it has none.
+
+    Args:
+        checkpoint: Lightning's; the state is not in it afterwards.
+        key: Where among its callbacks it is.
+
+    Raises:
+        CheckpointMismatchError: If another version of pl_fed wrote it, in another format.
+    """
+    state: dict[str, Any] = checkpoint.get("callbacks", {}).pop(key, {})
+    if state and state.get("format") != FORMAT:
+        raise CheckpointMismatchError(
+            f"Expected the state of a federation in format {FORMAT} but the checkpoint has format "
+            f"{state.get('format', 0)}: go on with the version of pl_fed that wrote it, or start anew from its "
+            "exported adapter."
+        )
+    return state
 
 
 def check_rule(rule: Rule, state: dict[str, Any]) -> None:

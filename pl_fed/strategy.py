@@ -18,7 +18,7 @@ from pl_fed.clients import ClientsConfig
 from pl_fed.engines import Engine, PackedEngine, SequentialEngine
 from pl_fed.federation import Federation
 from pl_fed.federation_config import FederationConfig
-from pl_fed.federation_state import check_rule
+from pl_fed.federation_state import check_rule, take_state
 from pl_fed.frozen import FrozenTensors
 from pl_fed.loaders import ClientLoader, RoundLoader
 from pl_fed.loop import FederatedLoop
@@ -220,7 +220,7 @@ class FederatedStrategy(ProcessGroupStrategy):
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Load the module; clients' own adapters are kept for personalised evaluation."""
         # out of it: Lightning would miss the callback, which is not there before the loaders are
-        state = checkpoint.get("callbacks", {}).pop(self.loop.state_key, {})
+        state = take_state(checkpoint, self.loop.state_key)
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_rule(self.config.rule, state)
             self.loop.load_state_dict(state)

@@ -42,6 +42,21 @@ def test_another_rule_is_refused_with_both_names(rule: Any, message: str, saved:
         make_trainer(make_strategy(rule)).fit(TinyLM(), round_loader(), eval_loader(), ckpt_path=saved)
 
 
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_another_version_s_checkpoint_is_refused_by_its_format(stage: str, saved: Path, tmp_path: Path) -> None:
+    """The first layout had no number."""
+    checkpoint = torch.load(saved, weights_only=True)
+    (state,) = (state for state in checkpoint["callbacks"].values() if "versions" in state)
+    del state["format"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    trainer = make_trainer(make_strategy())
+    with pytest.raises(CheckpointMismatchError, match="in format 1 but the checkpoint has format 0"):
+        if stage == "fit":
+            trainer.fit(TinyLM(), round_loader(), eval_loader(), ckpt_path=tmp_path / "old.ckpt")
+        else:
+            trainer.test(TinyLM(), eval_loader(), ckpt_path=tmp_path / "old.ckpt")
+
+
 def test_another_population_is_refused_with_both_numbers(saved: Path) -> None:
     loader = round_loader([*SHARDS[:3], [24, 25], [26, 27, 28, 29]])
     with pytest.raises(CheckpointMismatchError, match="checkpoint's population of 4 clients but the data has 5"):
