@@ -12,21 +12,18 @@ ABOUT
 import argparse
 import itertools
 import json
-import logging
 import os
 import platform
 import resource
 import statistics
 import time
-import warnings
 from datetime import date
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from works import ABOUT, QUIET, WORKS, without_dropout, work_options
+from works import QUIET, WORKS, parser_of, settled, without_dropout
 
-from pl_fed.callbacks import keep_freed_memory
 from pl_fed.chunks import Packing
 from pl_fed.loaders import RoundLoader
 from pl_fed.rounds import LocalTraining
@@ -103,21 +100,9 @@ def peak_megabytes(accelerator: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").replace("ABOUT", ABOUT), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    work_options(parser)
-    parser.add_argument("--clients-per-chunk", type=int, default=Packing().clients)
-    parser.add_argument("--tokens", type=int, default=None)
-    parser.add_argument("--repeats", type=int, default=7, help="counted rounds of each engine, after one warm-up")
-    parser.add_argument("--engines", nargs="+", default=["sequential", "packed"], help="one alone shows its memory")
+    parser = parser_of(__doc__, repeats=7)
     parser.add_argument("--dropout", action="store_true", help="leave the models' dropout on")
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.INFO)
-    torch.set_num_threads(1)
-    if options.keep_memory and not keep_freed_memory():
-        parser.error("--keep-memory needs glibc")
+    options = settled(parser)  # `--engines` with one alone shows its memory
     print("| work | batch | sequential / packed (min to max) | s sequential | s packed |")
     print("|---|---|---|---|---|", flush=True)
     rows = []

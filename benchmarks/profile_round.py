@@ -11,10 +11,8 @@ ABOUT
 
 import argparse
 import json
-import logging
 import platform
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,10 +26,9 @@ import torch
 from engines import one_round
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torch.utils.flop_counter import FlopCounterMode
-from works import ABOUT, WORKS, without_dropout, work_options
+from works import WORKS, parser_of, settled, without_dropout
 
 from pl_fed import chunk_round
-from pl_fed.callbacks import keep_freed_memory
 from pl_fed.chunks import Packing
 from pl_fed.engines.packed import PackedEngine
 from pl_fed.federation import Federation
@@ -132,19 +129,7 @@ def profile(options: argparse.Namespace, work: str, batch_size: int, engine: str
 
 
 def main() -> None:
-    about = (__doc__ or "").replace("ABOUT", ABOUT)
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    work_options(parser)
-    parser.add_argument("--engines", nargs="+", default=["sequential", "packed"], choices=["sequential", "packed"])
-    parser.add_argument("--clients-per-chunk", type=int, default=Packing().clients)
-    parser.add_argument("--tokens", type=int, default=None)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.INFO)
-    torch.set_num_threads(1)
-    if options.keep_memory and not keep_freed_memory():
-        parser.error("--keep-memory needs glibc")
+    options = settled(parser_of(__doc__, repeats=3))
     most = peak()
     print(f"Peak of float32 products on one thread: {most:.0f} GFLOP/s\n")
     print("| work | batch | engine | s | % of peak | in training | where the time goes, % |")

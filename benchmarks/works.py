@@ -1,7 +1,9 @@
 """The works that the engines are measured on: a module and its clients' batches."""
 
 import argparse
+import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,6 +15,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
+from pl_fed.callbacks import keep_freed_memory
+from pl_fed.chunks import Packing
 from pl_fed.datamodules import InstructionData, TextClassificationData
 from pl_fed.loaders import RoundLoader
 from pl_fed.modules import LoraCausalLM, LoraSequenceClassifier, LoraSettings, ViTScorer
@@ -137,8 +141,16 @@ def without_dropout(module: nn.Module) -> None:
             child.p = 0.0
 
 
-def work_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that the works read."""
+def parser_of(about: str | None, repeats: int) -> argparse.ArgumentParser:
+    """Return a parser with the options of the works and of the engines.
+
+    Args:
+        about: The script's docstring; ``ABOUT`` in it becomes the list of works.
+        repeats: How many rounds are counted unless the user says otherwise.
+    """
+    parser = argparse.ArgumentParser(
+        description=(about or "").replace("ABOUT", ABOUT), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", nargs="+", default=["toy", "minilm", "vit"], choices=list(WORKS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--clients", type=int, default=16)
@@ -148,3 +160,19 @@ def work_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--keep-memory", action="store_true", help="call `pl_fed.callbacks.keep_freed_memory` first")
+    parser.add_argument("--engines", nargs="+", default=["sequential", "packed"], choices=["sequential", "packed"])
+    parser.add_argument("--clients-per-chunk", type=int, default=Packing().clients)
+    parser.add_argument("--tokens", type=int, default=None, help="most of a packed pass")
+    parser.add_argument("--repeats", type=int, default=repeats, help="counted rounds, after one warm-up")
+    return parser
+
+
+def settled(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the options, with one thread, the memory that they ask for, and nothing printed but results."""
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    if options.keep_memory and not keep_freed_memory():
+        parser.error("--keep-memory needs glibc")
+    return options
