@@ -22,7 +22,7 @@ from pl_fed.attacks.accuracy import exact_match, label_accuracy
 from pl_fed.attacks.audit import AuditSettings, SimulatedClients
 from pl_fed.attacks.baselines import guess, ilrg, llg, mean_gradient, spread_mix
 from pl_fed.attacks.defences import DefenceRow, audit_defences
-from pl_fed.attacks.observation import LocalSteps, Observation
+from pl_fed.attacks.observation import LocalSteps
 from pl_fed.attacks.quantise import FixedPointSum
 from pl_fed.attacks.report import mix_of
 from pl_fed.attacks.simulate import aggregate, client_update
@@ -43,9 +43,11 @@ from tests.helpers.audited import (
     train_a_little,
 )
 from tests.helpers.fashion_mnist import fashion_mnist
+from tests.helpers.plain_inverse import plain_counts, under_noise
 
 Result = tuple[float, float, float]  # label accuracy, exact matches, what guessing gives
 Case = Callable[[int], Result]
+NOISE = (0.1, 0.3, 1.0)
 
 
 def compared(counts: Tensor, true: Tensor) -> Result:
@@ -61,27 +63,27 @@ def attacked(played: Attacked, correction: Correction = "auto") -> Result:
     return compared(recover(played.observation, correction).counts, played.true)
 
 
-def noised(noise_multiplier: float, alpha: float = 0.5, clips: bool = True) -> Case:
-    """Client-level differential privacy: updates of the head clipped to their median norm, noise on the sum.
+def plain(played: Attacked) -> Result:
+    return compared(plain_counts(played.observation), played.true)
 
-    Without `clips` the bound is the largest norm, so that the server knows the scale.
-    """
+
+def noised(noise_multiplier: float, solve: Callable[[Attacked], Result]) -> Case:
+    """Client-level differential privacy whose clip is the largest norm of the updates, so that the scale is known."""
 
     def case(seed: int) -> Result:
-        labels = label_draws([32] * 8, alpha=alpha, seed=seed)
-        played = play(mlp() if clips else small_cnn(), labels, scale=0.3, scale_known=not clips)
-        norms = torch.stack([update.flat().norm() for update in played.updates])
-        clip = float(norms.median() if clips else norms.max())
-        clipped = [u.unflatten(u.flat() * min(1.0, clip / float(u.flat().norm()))) for u in played.updates]
-        summed = aggregate(clipped, torch.ones(8, dtype=torch.float64))
-        flat = summed.flat()
-        noise = torch.randn(len(flat), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        seen = Observation(
-            summed.unflatten(flat + noise_multiplier * clip * noise),
-            played.observation.models,
-            played.observation.round,
-        )
-        return compared(recover(seen).counts, played.true)
+        played = play(small_cnn(), label_draws([32] * 8, alpha=1.2, seed=seed), scale=0.3)
+        return solve(under_noise(played, noise_multiplier, seed))
+
+    return case
+
+
+def clipped(noise_multiplier: float) -> Case:
+    """Updates of the head clipped to their median norm, so that the server does not know the scale, and noise."""
+
+    def case(seed: int) -> Result:
+        played = play(mlp(), label_draws([32] * 8, seed=seed), scale=0.3, scale_known=False)
+        clip = statistics.median(float(update.flat().norm()) for update in played.updates)
+        return attacked(under_noise(played, noise_multiplier, seed, clip))
 
     return case
 
@@ -134,25 +136,30 @@ def cases() -> dict[str, Case]:
                 play(mlp(w, dropout=0.5), label_draws([32] * 8, seed=s), scale=scale)
             )
     found |= {name: baseline(name) for name in ("LLG", "iLRG", "true aggregate mix")}
-    found |= {f"client-level DP, noise multiplier {nm:g}": noised(nm) for nm in (0.1, 0.3, 1.0)}
-    name = "the same, small CNN, Dirichlet(1), nothing clipped, noise multiplier"
-    return found | {f"{name} {nm:g}": noised(nm, 1.0, clips=False) for nm in (0.1, 0.3, 1.0)}
+    for name, solve in (("ours", attacked), ("plain inverse", plain)):
+        found |= {
+            f"client-level DP, Dirichlet(1.2), noise multiplier {nm:g}, {name}": noised(nm, solve) for nm in NOISE
+        }
+    return found | {f"the same on a BN1d-ReLU-FC network, clipped, Dirichlet(.5), {nm:g}": clipped(nm) for nm in NOISE}
 
 
 def steps(correction: Correction) -> dict[str, Case]:
     def case(local: LocalSteps, fresh: bool) -> Case:
-        sizes = [32 * local.steps if fresh else 32] * 8
-        return lambda s: attacked(
-            play(small_cnn(), label_draws(sizes, seed=s), local, scale=0.3, fresh_batches=fresh),
-            "naive" if local.optimizer == "adam" else correction,
-        )
+        return lambda s: attacked(small_steps(local, fresh, s), correction)
 
     found = {f"{n} steps, all data each": case(LocalSteps(n, 0.01), False) for n in (4, 20)}
     found |= {f"{n} steps, a batch each": case(LocalSteps(n, 0.01), True) for n in (4, 20)}
     found["4 steps, a batch each, momentum .9"] = case(LocalSteps(4, 0.01, 0.9), True)
     if correction == "naive":
-        found["4 steps, a batch each, Adam"] = case(LocalSteps(4, 0.01, optimizer="adam"), True)
+        adam = LocalSteps(4, 0.01, optimizer="adam")
+        found["4 steps, a batch each, Adam"] = case(adam, True)
+        found["4 steps, a batch each, Adam, plain inverse"] = lambda s: plain(small_steps(adam, True, s))
     return found
+
+
+def small_steps(local: LocalSteps, fresh: bool, seed: int) -> Attacked:
+    sizes = [32 * local.steps if fresh else 32] * 8
+    return play(small_cnn(), label_draws(sizes, seed=seed), local, scale=0.3, fresh_batches=fresh)
 
 
 def print_cases(seeds: range) -> None:

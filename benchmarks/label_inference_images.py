@@ -47,11 +47,11 @@ def several(steps: int, correction: Correction, momentum: float = 0.0) -> Callab
     """Several local steps, on all of a client's data; with momentum on a batch of its own each."""
 
     def case(net: nn.Module, seed: int) -> Result:
-        fresh = momentum > 0
+        fresh, head = momentum > 0, [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
         labels = label_draws([32 * steps if fresh else 32] * 8, seed=seed)
-        return attacked(
-            play(net, labels, LocalSteps(steps, 0.01, momentum), scale=0.3, fresh_batches=fresh), correction
-        )
+        scale = 0.3 * min(1.0, (64 / head.in_features) ** 0.5)  # flattened channels: no longer than 64 features of .3
+        local = LocalSteps(steps, 0.01, momentum)
+        return attacked(play(net, labels, local, scale=scale, fresh_batches=fresh), correction)
 
     return case
 

@@ -25,7 +25,7 @@ class LocalSteps:
         lr: Learning rate.
         momentum: Momentum of SGD.
         weight_decay: Weight decay (L2, as in `torch.optim.SGD`) of all trained parameters.
-        optimizer: ``sgd`` or ``adam``; the attack does not invert Adam and says so.
+        optimizer: ``sgd`` or ``adam``; the attack inverts Adam roughly and says so.
 
     Example:
         >>> LocalSteps(steps=2, lr=0.5, momentum=0.5).total  # 0.5 * (1 + (1 + 0.5))

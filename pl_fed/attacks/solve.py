@@ -20,7 +20,10 @@ from pl_fed.attacks.observation import Observation, PublicRound
 from pl_fed.errors import FederatedConfigError
 
 Correction = Literal["auto", "naive", "trajectory"]
-ADAM = "The clients train with Adam, which rescales every gradient: the attack does not invert it, so counts are wrong."
+ADAM = (
+    "The clients train with Adam, which rescales every gradient: its scale is taken as unknown, which names many "
+    "labels and few counts exactly."
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _counts(
     for k in found.nonzero().flatten().tolist():
         batch = None if public.batch_sizes is None else int(public.batch_sizes[k])
         gradient = gradients[k]
-        if not public.scale_known:
+        if not public.scale_known or public.local.optimizer == "adam":
             scale, confirmed = unknown_scale(gradient, logits[k], public.loss, batch)
             gradient, unsure = gradient / scale, unsure + (not confirmed)
         mix = public.loss.label_mix(logits[k], gradient)

@@ -49,12 +49,14 @@ def test_local_steps(name: str) -> None:
 
 @every
 def test_momentum_and_adam(name: str) -> None:
-    """Four steps on a batch each: momentum .9 leaves a few labels wrong, Adam nearly all, and says so."""
+    """Four steps on a batch each: momentum .9 leaves a few labels wrong, Adam hardly a count right, and says so."""
     net, labels = NETS[name](), label_draws([128] * 8)
     accuracy, _ = figure(play(net, labels, LocalSteps(4, 0.01, momentum=0.9), scale=0.3, fresh_batches=True))
     assert 0.95 <= accuracy <= 0.99
     played = play(net, labels, LocalSteps(4, 0.01, optimizer="adam"), scale=0.3, fresh_batches=True)
-    assert figure(played)[0] < 0.65 and any("Adam" in note for note in recover(played.observation).notes)
+    accuracy, exact = figure(played)
+    assert 0.5 < accuracy < 0.9 and exact == 0.0
+    assert any("Adam" in note for note in recover(played.observation).notes)
 
 
 @every

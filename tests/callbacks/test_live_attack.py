@@ -145,10 +145,10 @@ def test_several_steps_are_read_from_the_run(tmp_path: Path) -> None:
     assert report.label_accuracy > 0.99 and report.rows[0].true == tuple(4 * n for n in counts(SHARDS[0]))
 
 
-def test_adam_is_reported_and_not_inverted(tmp_path: Path) -> None:
+def test_adam_is_reported_and_inverted_roughly(tmp_path: Path) -> None:
     module = make(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.01))
     (report,) = attacked(tmp_path, module=module).reports
-    assert report.exact_match < 0.5 and "Adam" in " ".join(report.notes)
+    assert report.exact_match < 1.0 and report.label_accuracy > report.guess and "Adam" in " ".join(report.notes)
 
 
 def test_clipped_gradients_leave_the_counts(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """LeNet-5 with batch normalisation.
 
 LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 1998, figure 2;
-with ReLU and maxima for its squashing functions and trainable means, and BatchNorm after its convolutions.
+with ReLU and maxima for its squashing functions and trainable means, and BatchNorm before every ReLU.
 """
 
 from jaxtyping import Float
@@ -40,7 +40,13 @@ class LeNet(nn.Module):
             nn.MaxPool2d(2),
         )
         self.head = nn.Sequential(
-            nn.Linear(16 * height * width, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, num_labels)
+            nn.Linear(16 * height * width, 120, bias=False),
+            nn.BatchNorm1d(120),
+            nn.ReLU(),
+            nn.Linear(120, 84, bias=False),
+            nn.BatchNorm1d(84),
+            nn.ReLU(),
+            nn.Linear(84, num_labels),
         )
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch labels"]:
