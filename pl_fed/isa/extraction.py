@@ -74,6 +74,18 @@ class Extraction:
                 time.sleep(_POLL_SECONDS)
             yield i, found
 
+    def count_new(self, files: Sequence[ImageFile]) -> int:
+        """Return how many different images the extractor would be asked about."""
+        settings, new = {**self.extractor.settings, "mode": self.mode}, set()
+        for file in files:
+            try:
+                sha256 = read_image(file).sha256
+            except ImageReadError:
+                continue
+            if self.cache is None or self._known(cache_key(sha256, settings)) is None:
+                new.add(sha256)
+        return len(new)
+
     def _one(self, file: ImageFile, settings: Mapping[str, Any]) -> Extracted | None:
         """Return what became of an image; None if another process is at it."""
         try:

@@ -43,6 +43,15 @@ class Extractor(ABC):
             ExtractionError: If there is none.
         """
 
+    def estimate(self, num_images: int, mode: Mode) -> str:
+        """Return what the work will cost at most, for people; empty if nothing.
+
+        Args:
+            num_images: Images without a text.
+            mode: How each is asked about.
+        """
+        return ""
+
     def report(self) -> str:
         """Return what the work has cost, for people; empty if nothing."""
         return ""
@@ -71,6 +80,13 @@ class PromptedExtractor(Extractor):
         answers = {key: facts(self.ask(image, question, MAX_ANSWER_TOKENS)) for key, question in QUESTIONS.items()}
         findings = {key: Finding(clues) for key, clues in answers.items() if clues}
         return Story(findings, parse(self.ask(image, DESCRIBE, MAX_NEW_TOKENS)).description)
+
+
+def requests(mode: Mode) -> list[tuple[str, int]]:
+    """Return the prompts that one image takes, and the longest answer to each in tokens."""
+    if mode == "questions":
+        return [*((question, MAX_ANSWER_TOKENS) for question in QUESTIONS.values()), (DESCRIBE, MAX_NEW_TOKENS)]
+    return [(DESCRIBE if mode == "naive" else REASON, MAX_NEW_TOKENS)]
 
 
 def check_mode(mode: str) -> None:

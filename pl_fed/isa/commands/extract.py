@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 from rich import get_console
 
-from pl_fed.isa.commands.options import add_extraction, full_names, say_cost, start
+from pl_fed.isa.commands.options import add_extraction, full_names, say_cost, say_estimate, start
 from pl_fed.isa.extraction import with_progress
 from pl_fed.isa.images import find_images
 from pl_fed.isa.tables import Row, check_output, write_rows
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str], parser_class: type[ArgumentParser] = Argument
     rows: dict[int, Row] = {}
     extraction, cache = start(options)
     with cache:
+        say_estimate(extraction, files)
+        if options.estimate_only:
+            return
         for i, found in with_progress(extraction.run(files), len(files)):
             rows[i] = {"file_name": found.file.name, "model_output": found.text}
             rows[i] |= {"error": found.error} if found.error else {}

@@ -12,6 +12,7 @@ from lightning.fabric.utilities import rank_zero_info
 from pl_fed.assets import cache_dir
 from pl_fed.isa.extraction import Extraction
 from pl_fed.isa.extractor import Extractor
+from pl_fed.isa.images import ImageFile
 from pl_fed.isa.story import Mode
 from pl_fed.isa.text_cache import TextCache
 
@@ -20,7 +21,7 @@ _PACKAGES = {"--extractor": EXTRACTORS, "--scorer": SCORERS}
 
 
 def add_extraction(parser: ArgumentParser) -> None:
-    """Add paths, ``--extractor``, ``--mode``, ``--cache`` and ``--retry_errors``."""
+    """Add paths, ``--extractor``, ``--mode``, ``--cache``, ``--retry_errors`` and ``--estimate_only``."""
     parser.add_argument("paths", nargs="+", help="Image files, folders of them, or globs.")
     parser.add_argument(
         "--extractor",
@@ -37,6 +38,7 @@ def add_extraction(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--cache", type=str, default=str(cache_dir() / "isa" / "texts.sqlite"), help="File of texts.")
     parser.add_argument("--retry_errors", action="store_true", help="Try again what failed in an earlier run.")
+    parser.add_argument("--estimate_only", action="store_true", help="Say what the texts will cost at most, and end.")
 
 
 def full_names(arguments: Sequence[str]) -> list[str]:
@@ -70,6 +72,14 @@ def start(options: Any) -> tuple[Extraction, TextCache]:
     except BaseException:
         cache.close()
         raise
+
+
+def say_estimate(extraction: Extraction, files: Sequence[ImageFile]) -> None:
+    """Print what the texts that are not in the cache will cost at most, where they cost anything."""
+    if extraction.extractor.estimate(1, extraction.mode):  # else images are not read for it
+        num_new = extraction.count_new(files)
+        estimate = extraction.extractor.estimate(num_new, extraction.mode)
+        rank_zero_info(f"{num_new} of {len(files)} images have no text yet. At most {estimate}")
 
 
 def say_cost(extraction: Extraction, num_images: int) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pl_fed.isa.assessment import assess
-from pl_fed.isa.commands.options import SCORERS, add_extraction, full_names, say_cost, start
+from pl_fed.isa.commands.options import SCORERS, add_extraction, full_names, say_cost, say_estimate, start
 from pl_fed.isa.extraction import with_progress
 from pl_fed.isa.images import find_images
 from pl_fed.isa.rubric import RUBRICS
@@ -52,6 +52,9 @@ def main(arguments: Sequence[str], parser_class: type[ArgumentParser] = Argument
     files = find_images(options.paths)
     extraction, cache = start(options)
     with cache:
+        say_estimate(extraction, files)
+        if options.estimate_only:
+            return
         found = dict(assess(with_progress(extraction.run(files), len(files)), options.scorer))
     rows = [found[i] for i in sorted(found)]
     if options.output is not None:

@@ -10,9 +10,10 @@ from typing import Any
 from PIL import Image
 
 from pl_fed.errors import FederatedConfigError
-from pl_fed.isa.extractor import PromptedExtractor
+from pl_fed.isa.extractor import PromptedExtractor, requests
 from pl_fed.isa.extractors.http import JsonPoster, Patience
 from pl_fed.isa.images import shrink
+from pl_fed.isa.story import Mode
 
 _CHARACTERS_PER_TOKEN = 4  # where the server does not count
 
@@ -24,10 +25,16 @@ class Price:
     Args:
         per_million_input: Price of a million tokens that are sent, in any currency.
         per_million_output: Price of a million tokens that come back.
+        tokens_per_image: What the server counts for one image; only for the estimate before anything is sent.
     """
 
     per_million_input: float = 0.0
     per_million_output: float = 0.0
+    tokens_per_image: int = 1000
+
+    def cost(self, num_sent: int, num_received: int) -> float:
+        """Return the price of so many tokens."""
+        return (num_sent * self.per_million_input + num_received * self.per_million_output) / 1e6
 
 
 class EndpointExtractor(PromptedExtractor):
@@ -93,10 +100,18 @@ class EndpointExtractor(PromptedExtractor):
         self._count(answer, prompt, text)
         return text
 
+    def estimate(self, num_images: int, mode: Mode) -> str:
+        """Return how many requests and tokens it takes at most, retries apart, and their cost if there is a price."""
+        asked = requests(mode)
+        per_image = sum(len(prompt) // _CHARACTERS_PER_TOKEN + self._price.tokens_per_image for prompt, _ in asked)
+        sent, received = num_images * per_image, num_images * sum(min(most, self._max_tokens) for _, most in asked)
+        cost = self._price.cost(sent, received)
+        priced = f", cost of {cost:.4g}" if cost else "; for a cost set `price.per_million_input` and `_output`"
+        return f"{num_images * len(asked)} requests, {sent} tokens to send, {received} to receive{priced}."
+
     def report(self) -> str:
         """Return the number of tokens, and the cost if there is a price."""
-        price = self._price
-        cost = (self._num_sent * price.per_million_input + self._num_received * price.per_million_output) / 1e6
+        cost = self._price.cost(self._num_sent, self._num_received)
         guessed = " (in part guessed from the lengths of texts, without images)" if self._guessed else ""
         estimate = f", estimated cost {cost:.4g}" if cost else ""
         return f"{self._num_sent} tokens sent, {self._num_received} received{guessed}{estimate}."

@@ -71,6 +71,18 @@ def test_the_second_run_does_nothing(photos: Path, caplog: pytest.LogCaptureFixt
     ]
 
 
+def test_an_endpoint_says_what_it_will_cost_and_asks_nobody(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Three different images of five files; nothing listens at that address, and no output is written."""
+    caplog.set_level("INFO")
+    asks = ["--extractor=EndpointExtractor", "--extractor.base_url=http://127.0.0.1:9/v1", "--extractor.model=m"]
+    price = ["--extractor.price.per_million_input=2", "--extractor.price.per_million_output=10"]
+    for command in ("extract", "score"):
+        main([command, str(photos), *asks, *price, "--estimate_only", "--output", "texts.jsonl"])
+    said = [r.getMessage() for r in caplog.records if "have no text yet" in r.getMessage()]
+    assert len(said) == 2 and said[0] == said[1] and not Path("texts.jsonl").exists()
+    assert said[0].startswith("3 of 5 images have no text yet. At most 3 requests, ") and "cost of 0.0" in said[0]
+
+
 def printed(rows: list[Row], max_rows: int) -> str:
     console = Console(width=200, file=io.StringIO())
     console.print(score_table(rows, max_rows))

@@ -181,6 +181,23 @@ def test_cost(serve: Callable[..., Server]) -> None:
     assert extractor.report().startswith("2000002 tokens sent, 1000002 received (in part guessed")
 
 
+def test_estimate_before_anything_is_sent() -> None:
+    """Naive: len(DESCRIBE) // 4 + 900 tokens up and 500 down an image; questions: eight requests."""
+    extractor = EndpointExtractor(
+        "http://127.0.0.1:9", "m", max_tokens=500, price=Price(2.0, 10.0, tokens_per_image=900)
+    )
+    sent = len(DESCRIBE) // 4 + 900
+    cost = (3 * sent * 2 + 3 * 500 * 10) / 1e6
+    assert extractor.estimate(3, "naive") == (
+        f"3 requests, {3 * sent} tokens to send, 1500 to receive, cost of {cost:.4g}."
+    )
+    asked = [*QUESTIONS.values(), DESCRIBE]
+    sent = sum(len(prompt) // 4 + 900 for prompt in asked)
+    found = extractor.estimate(1, "questions")
+    assert found.startswith(f"8 requests, {sent} tokens to send, {7 * 120 + 500} to receive")
+    assert "set `price.per_million_input`" in EndpointExtractor("http://127.0.0.1:9", "m").estimate(1, "cot")
+
+
 def test_rate_limit(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     """At 60 a minute a start is a second after the one before, whatever the answer took."""
     clock = [100.0]
