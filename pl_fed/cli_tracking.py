@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 import wandb
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ class FallbackWandbLogger(WandbLogger):
     """Tracks online, and offline where that is impossible.
 
     Whether there is an API key and the server answers is tried before the W&B run begins. What keeps W&B from going
-    online is told in one sentence, and the run goes on offline: `wandb sync` uploads it later. While the server does
-    not answer, tables are left out, since W&B would wait for it; everything else reaches it when it answers again.
+    online is told in one sentence, and the run goes on offline: `wandb sync` uploads it later. Once the server does not
+    answer, the run's tables are left out, since W&B would wait at each; the rest reaches it when it answers again.
 
     Args:
         options: Those of `WandbLogger`.
@@ -36,13 +36,15 @@ class FallbackWandbLogger(WandbLogger):
     def __init__(self, **options: Any) -> None:
         limits = {name: value for name, value in LIMITS_SECONDS.items() if f"WANDB_{name.upper()}" not in os.environ}
         super().__init__(settings={**limits, "finish_timeout_raises": True}, **options)
-        self._tells_of_tables = True
+        self._wandb_init.pop("anonymous")  # Lightning's None is told to be deprecated
+        self._has_tables = True
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run; the first use starts it."""
-        if self._experiment is None and wandb.run is None and self._may_be_online:
+        attached = getattr(self, "_attach_id", None) is not None  # to the run of the process that spawned this one
+        if self._experiment is None and wandb.run is None and not attached and self._may_be_online:
             try:
                 reason = _no_key() or _no_answer()
                 if reason is None:
@@ -50,13 +52,13 @@ class FallbackWandbLogger(WandbLogger):
             except wandb.Error as error:
                 reason = f"the server at {_settings().base_url} refused the run ({error})"
             log.warning("W&B goes on offline: %s. `wandb sync` uploads the run later.", reason)
-            self._wandb_init["mode"] = "offline"
+            wandb.teardown()  # else its telemetry goes on waiting for the server
+            self._offline = True
         return super().experiment
 
     @property
     def _may_be_online(self) -> bool:
-        offline = self._offline or self._wandb_init.get("mode") == "offline"
-        return not offline and _settings().mode in ("online", "run", "shared")
+        return not self._offline and _settings().mode in ("online", "run", "shared")
 
     @rank_zero_only
     def log_table(self, *args: Any, **kwargs: Any) -> None:
@@ -66,15 +68,16 @@ class FallbackWandbLogger(WandbLogger):
             args: See `WandbLogger`.
             kwargs: See `WandbLogger`.
         """
+        if not self._has_tables:
+            return
         reason = _no_answer() if self._may_be_online else None
         if reason is None:
             try:
                 return super().log_table(*args, **kwargs)
             except wandb.Error as error:
                 reason = str(error)
-        if self._tells_of_tables:
-            log.warning("W&B gets no tables for now: %s. They are in the run's CSV files.", reason)
-        self._tells_of_tables = False
+        self._has_tables = False
+        log.warning("W&B gets no more tables of this run, which its folder has: %s.", reason)
 
 
 def finish_tracking() -> None:
