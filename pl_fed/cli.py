@@ -73,7 +73,8 @@ class RunConfig:
         name: Name of the experiment; its runs are ``<folder>/<name>/version_<n>``.
         folder: Folder of all runs.
         version: Version to write to; None takes the next free one.
-        wandb: Track in Weights & Biases too. It is offline unless WANDB_MODE says otherwise or an API key is set.
+        wandb: Track in Weights & Biases too. It is offline unless WANDB_MODE says otherwise or an API key is set, and
+            where W&B cannot be reached.
         project: The project there.
         group: The group there; None takes `name`. A resumed run is a new run of the same group.
         export_adapter: After `fit`, write the PEFT adapter into the run folder.
