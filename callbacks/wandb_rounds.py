@@ -153,7 +153,7 @@ class WandbRounds(Callback):
 
     def _define(self, trainer: Trainer, names: Iterable[str]) -> None:
         found = {name for name in names if name.startswith(PREFIXES)}
-        tables = {f"{name.partition('/')[0]}/clients" for name in found}
+        tables = {f"{name.partition('/')[0]}/clients" for name in found if "/" in name}
         new = {*PATTERNS, *found, *tables} - self._defined
         for run in wandb_runs(trainer):
             if not self._defined:

@@ -50,7 +50,7 @@ class FallbackWandbLogger(WandbLogger):
                 if reason is None:
                     return super().experiment
             except wandb.Error as error:
-                reason = f"the server at {_settings().base_url} refused the run ({error})"
+                reason = f"the server at {_settings().base_url} refused the run ({_first_line(error)})"
             log.warning("W&B goes on offline: %s. `wandb sync` uploads the run later.", reason)
             wandb.teardown()  # else its telemetry goes on waiting for the server
             self._offline = True
@@ -75,9 +75,11 @@ class FallbackWandbLogger(WandbLogger):
             try:
                 return super().log_table(*args, **kwargs)
             except wandb.Error as error:
-                reason = str(error)
+                reason = _first_line(error)
         self._has_tables = False
-        log.warning("W&B gets no more tables of this run, which its folder has: %s.", reason)
+        log.warning(
+            "W&B gets no more tables of this run: %s. Its folder has those of the clients as CSV files.", reason
+        )
 
 
 def finish_tracking() -> None:
@@ -89,6 +91,10 @@ def finish_tracking() -> None:
         run.finish()
     except TimeoutError:
         log.warning("W&B did not take the whole run in time; `wandb sync %s` uploads it.", folder)
+
+
+def _first_line(error: wandb.Error) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def _settings() -> wandb.Settings:
