@@ -77,9 +77,7 @@ class FallbackWandbLogger(WandbLogger):
             except wandb.Error as error:
                 reason = _first_line(error)
         self._has_tables = False
-        log.warning(
-            "W&B gets no more tables of this run: %s. Its folder has those of the clients as CSV files.", reason
-        )
+        log.warning("W&B gets no more tables of this run: %s. Its folder has the clients' as CSV files.", reason)
 
 
 def finish_tracking() -> None:
