@@ -64,10 +64,17 @@ class WandbRounds(Callback):
         for run in wandb_runs(trainer):
             if trainer.ckpt_path is not None and not is_disabled(run):
                 self._check_resumed(run)
-            config = self._resolved_config(trainer)
-            if config:
-                run.config.update(config, allow_val_change=True)
             self._note(run)
+        self._add_config(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the config again: Lightning has put the module's hyperparameters over what has the same name."""
+        self._add_config(trainer)
+
+    def _add_config(self, trainer: Trainer) -> None:
+        for run in wandb_runs(trainer):
+            if config := self._resolved_config(trainer):
+                run.config.update(config, allow_val_change=True)
 
     def _resolved_config(self, trainer: Trainer) -> dict[str, Any]:
         """Find the config; in an attribute of the Trainer, text is YAML and a path is that of a file."""
@@ -121,6 +128,11 @@ class WandbRounds(Callback):
         if not trainer.sanity_checking:
             self._log_round(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Define the names that this validation brought, before the module logs its clients' table."""
+        if not trainer.sanity_checking:
+            self._define_logged(trainer)
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the round into the row of the test metrics."""
         self._log_round(trainer)
@@ -140,7 +152,9 @@ class WandbRounds(Callback):
             self._define(trainer, trainer.callback_metrics)
 
     def _define(self, trainer: Trainer, names: Iterable[str]) -> None:
-        new = {*PATTERNS, *(name for name in names if name.startswith(PREFIXES))} - self._defined
+        found = {name for name in names if name.startswith(PREFIXES)}
+        tables = {f"{name.partition('/')[0]}/clients" for name in found if "/" in name}
+        new = {*PATTERNS, *found, *tables} - self._defined
         for run in wandb_runs(trainer):
             if not self._defined:
                 run.define_metric("round")

@@ -26,6 +26,7 @@ from pl_fed import strategy as strategy  # registers the name `federated`
 from pl_fed.assets import AssetFetchError, AssetNotFoundError
 from pl_fed.checkpoint_io import AtomicCheckpointIO
 from pl_fed.cli_parser import CommandParser, FederatedArgumentParser, own_sentence
+from pl_fed.cli_tracking import FallbackWandbLogger, finish_tracking
 from pl_fed.cli_trainer import FederatedTrainer
 from pl_fed.errors import CheckpointError, FederatedConfigError, FishedModelError, TooFewClientsError
 from pl_fed.modules.base import LoraModule
@@ -72,7 +73,8 @@ class RunConfig:
         name: Name of the experiment; its runs are ``<folder>/<name>/version_<n>``.
         folder: Folder of all runs.
         version: Version to write to; None takes the next free one.
-        wandb: Track in Weights & Biases too. It is offline unless WANDB_MODE says otherwise or an API key is set.
+        wandb: Track in Weights & Biases too. It is offline unless WANDB_MODE says otherwise or an API key is set, and
+            where W&B cannot be reached.
         project: The project there.
         group: The group there; None takes `name`. A resumed run is a new run of the same group.
         export_adapter: After `fit`, write the PEFT adapter into the run folder.
@@ -177,10 +179,9 @@ class FederatedCLI(LightningCLI):
         if run.wandb:
             home = Path(run.folder, run.name)  # wandb adds a folder `wandb`, and wants its parent to exist
             home.mkdir(parents=True, exist_ok=True)
-            # never waits for an account or a network
             mode = os.environ.get("WANDB_MODE") or ("online" if "WANDB_API_KEY" in os.environ else "offline")
             os.environ.setdefault("WANDB_SILENT", "true")
-            logger = WandbLogger(
+            logger = FallbackWandbLogger(
                 save_dir=home,
                 project=run.project,
                 group=run.group or run.name,
@@ -234,6 +235,7 @@ def main(args: ArgsType = None) -> None:
             getattr(import_module(place), function)(given[1:], *parser)
         else:
             FederatedCLI(args)
+            finish_tracking()
     except USER_ERRORS as error:
         if os.environ.get("PL_FED_TRACEBACK"):
             raise

@@ -37,7 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engines", "exchange", "frozen", "controls", "progress", "secure_round", "federation_config"}),
     frozenset({"federation", "chunk_round", "client_round", "federation_state", "round_sharing", "personalised"})
     | frozenset({"checkpoint_io", "loop", "process_group", "strategy_checks", "strategy"}),
-    frozenset({"cli", "cli_parser", "cli_trainer", "cli_ratings", "compare", "precision"}),
+    frozenset({"cli", "cli_parser", "cli_tracking", "cli_trainer", "cli_ratings", "compare", "precision"}),
 )
 # Outside the table: who may import what.
 EVERYONE = {"_lightning"}  # the shim over the two copies of Lightning; imports nothing of pl_fed

@@ -47,6 +47,7 @@ class EvaluatedModule(LightningModule, ABC):
         self.optimizer, self.lr_scheduler, self.schedule_interval = optimizer, lr_scheduler, schedule_interval
         self.client_metrics: dict[str, dict[int, float]] = {}
         self._evaluations: dict[str, Evaluation] = {}
+        self._tables: dict[str, tuple[str, dict[int, float]]] = {}
         self._prefixes: list[str] = []
 
     # Subclasses say what they are.
@@ -127,7 +128,7 @@ class EvaluatedModule(LightningModule, ABC):
         self._begin("test", self.trainer.test_dataloaders)
 
     def _begin(self, stage: str, loaders: Any) -> None:
-        self._prefixes, self._evaluations = loader_prefixes(stage, loaders), {}
+        self._prefixes, self._evaluations, self._tables = loader_prefixes(stage, loaders), {}, {}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to its loader's figures."""
@@ -158,9 +159,21 @@ class EvaluatedModule(LightningModule, ABC):
             self.log_dict(results, sync_dist=True)  # equal in all processes already
             if table:
                 self.client_metrics[prefix] = table
-                if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-                    log_client_table(self.trainer.loggers, prefix, evaluation.figure, table)
+                self._tables[prefix] = evaluation.figure, table
         self._evaluations = {}
+
+    def on_validation_end(self) -> None:
+        """Log the clients' figures, in a row of their own after that of the whole."""
+        self._log_tables()
+
+    def on_test_end(self) -> None:
+        """Log the clients' figures, in a row of their own after that of the whole."""
+        self._log_tables()
+
+    def _log_tables(self) -> None:
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            for prefix, (figure, table) in self._tables.items():
+                log_client_table(self.trainer.loggers, prefix, figure, table)
 
 
 def client_ids(batch: Batch, size: int) -> Tensor:

@@ -107,7 +107,8 @@ def test_offline_run(tmp_path: Path) -> None:
         monitor.totals.upload_bytes
     )
     assert not any("round" in row for row in rows if "train/loss" in row), "keeps Lightning's count of steps"
-    for name in ("server/*", "val/*", "test*", "server/upload_bytes", "server/clients", "val/loss", "test/loss"):
+    named = ("server/upload_bytes", "server/clients", "val/loss", "val/clients", "test/loss", "test/clients")
+    for name in ("server/*", "val/*", "test*", *named):
         assert steps[name] == "round", name
     assert steps["*"] == "trainer/global_step"
     assert config["model"] == {"lr": 0.1}
@@ -150,6 +151,18 @@ def test_config_is_found(source: str, tmp_path: Path) -> None:
         trainer.resolved_config = found  # type: ignore[attr-defined]
     assert WandbRounds()._resolved_config(trainer) == {"model": {"lr": 0.1}}
     assert WandbRounds(config={"b": 2})._resolved_config(trainer) == {"b": 2}
+
+
+def test_hyperparameters_do_not_replace_the_config(tmp_path: Path) -> None:
+    """Lightning adds those of the module after the callbacks' `on_fit_start`."""
+    logger, callback = offline(save_dir=tmp_path, project="p"), WandbRounds(config={"model": {"lr": 0.1}})
+    trainer = make_trainer(make_strategy(), logger=logger, callbacks=[callback], max_epochs=1)
+    module = TinyLM()
+    module.save_hyperparameters({"model": "tiny", "rank": 4})
+    trainer.fit(module, round_loader(), eval_loader())
+    wandb.finish()
+    _, _, config, _ = read(tmp_path)
+    assert config["model"] == {"lr": 0.1} and config["rank"] == 4
 
 
 def test_no_config_is_no_error(tmp_path: Path) -> None:

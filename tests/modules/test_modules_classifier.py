@@ -135,6 +135,24 @@ def test_sanity_checks_write_no_tables(
     assert not list(tmp_path.rglob("clients_*.csv"))
 
 
+def test_the_clients_follow_the_whole(bert: str, trainer: Make, tmp_path: Path) -> None:
+    """`WandbRounds` puts the round into the row that comes next: it must be that of the figures."""
+    seen: list[str] = []
+
+    class Tables(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            seen.extend(name for name in metrics if name.endswith("/loss"))
+
+        def log_table(self, key: str, **table: Any) -> None:
+            seen.append(key)
+
+    loader = DataLoader(class_rows(6), batch_size=3, collate_fn=collate_classes)  # type: ignore[arg-type]
+    run, module = trainer(logger=Tables(tmp_path)), make_module(bert)
+    run.validate(module, loader, verbose=False)
+    run.test(module, loader, verbose=False)
+    assert seen == ["val/loss", "val/clients", "test/loss", "test/clients"]
+
+
 # The number of labels.
 
 
