@@ -1,6 +1,7 @@
 """Data sets by name: a local file or folder, the hub, or the packaged sets for machines that reach no hub."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from datasets.naming import camelcase_to_snakecase
+from huggingface_hub.errors import HFValidationError
 
 from pl_fed import assets
 from pl_fed.errors import FederatedConfigError
@@ -20,6 +22,7 @@ SPLITS = {  # the name that we use, and those that data sets use
 }
 INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")  # of 64 bits
 Splits = dict[str, datasets.Dataset]
+_EXPECTED = "Expected `dataset` to be a file, a folder, a data set of the hub or a packaged one"
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ def _in_hub_cache(name: str) -> bool:
     """Say whether `datasets` has prepared this hub data set on this machine before."""
     *namespace, last = name.split("/")
     folder = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*namespace, camelcase_to_snakecase(last)]))
-    return any(folder.glob("*/*/*"))
+    finished = (info.parent for info in folder.glob("*/*/*/dataset_info.json"))
+    return any(not path.name.endswith("incomplete") for path in finished)
 
 
 def _load_hub(name: str, config_name: str | None) -> Splits | None:
@@ -161,13 +165,24 @@ def _load_hub(name: str, config_name: str | None) -> Splits | None:
     if name.count("/") > 1 or not (assets.hub_reachable() or _in_hub_cache(name)):
         return None
     try:
-        return dict(datasets.load_dataset(name, config_name))
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError):
-        return None
-    except ValueError as error:
-        raise FederatedConfigError(
-            f"Expected `loading.config_name` to name a configuration of '{name}' but got {config_name!r}: {error}"
-        ) from error
+        with assets.hub_or_caches(name):
+            return dict(datasets.load_dataset(name, config_name))
+    except assets.HUB_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise  # this machine's: a full disk, a folder that cannot be written
+        if isinstance(error, ValueError) and not isinstance(error, HFValidationError):
+            raise FederatedConfigError(
+                f"Expected `loading.config_name` to name a configuration of '{name}' but got {config_name!r}: {error}"
+            ) from error
+        if assets.is_packaged_dataset(name):
+            return None
+        raise FederatedConfigError(_not_given(error, name)) from error
+
+
+def _not_given(error: Exception, name: str) -> str:
+    refusal = assets.hub_refusal(error, name, assets.packaged_datasets())
+    reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")
+    return f"{_EXPECTED} but got '{name}'{refusal or f' ({reason}): choose another or download its files.'}"
 
 
 def _load_packaged(name: str) -> Splits:
@@ -176,8 +191,7 @@ def _load_packaged(name: str) -> Splits:
     known = ", ".join(asset.name for asset in assets.packaged_datasets())
     hub = "the hub has no such data set" if assets.hub_reachable() else "the hub cannot be reached"
     raise FederatedConfigError(
-        f"Expected `dataset` to be a file, a folder, a data set of the hub or a packaged one but got '{name}': there "
-        f"is no such path, {hub}, and packaged are only {known}."
+        f"{_EXPECTED} but got '{name}': there is no such path, {hub}, and packaged are only {known}."
     )
 
 

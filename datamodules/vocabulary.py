@@ -3,6 +3,7 @@
 import hashlib
 import json
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -36,12 +37,14 @@ def find_tokenizer(name: str | None, module: Any) -> PreTrainedTokenizerBase:
 def _load(name: str) -> PreTrainedTokenizerBase:
     folder = assets.resolve_model(name, "tokenizer")
     try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        with assets.hub_or_caches(folder):
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except assets.HUB_ERRORS as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")  # transformers writes paragraphs
+        refusal = None if Path(folder).is_dir() else assets.hub_refusal(error, name, assets.packaged_models())
         raise FederatedConfigError(
-            f"Expected `tokenizer` to be the folder or hub id of a tokenizer but got '{name}' ({reason}): choose "
-            "another or complete its files."
+            f"Expected `tokenizer` to be the folder or hub id of a tokenizer but got '{name}'"
+            f"{refusal or f' ({reason}): choose another or complete its files.'}"
         ) from error
     return found
 

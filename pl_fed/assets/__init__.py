@@ -8,7 +8,8 @@ cached. What the packages contain is not part of this project; mind the licences
 from pl_fed.assets.cache import cache_dir
 from pl_fed.assets.catalogue import PackagedAsset, PackagedFile, PackageSource
 from pl_fed.assets.errors import AssetFetchError, AssetHashError, AssetNotFoundError
-from pl_fed.assets.hub import hub_reachable
+from pl_fed.assets.hub import hub_or_caches, hub_reachable
+from pl_fed.assets.refusal import HUB_ERRORS, hub_refusal
 from pl_fed.assets.resolve import (
     is_packaged_dataset,
     load_packaged_dataset,
@@ -18,6 +19,7 @@ from pl_fed.assets.resolve import (
 )
 
 __all__ = [
+    "HUB_ERRORS",
     "AssetFetchError",
     "AssetHashError",
     "AssetNotFoundError",
@@ -25,7 +27,9 @@ __all__ = [
     "PackagedAsset",
     "PackagedFile",
     "cache_dir",
+    "hub_or_caches",
     "hub_reachable",
+    "hub_refusal",
     "is_packaged_dataset",
     "load_packaged_dataset",
     "packaged_datasets",

@@ -4,14 +4,18 @@ import functools
 import http.client
 import json
 import os
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-_TIMEOUT_SECONDS = 2.0
+TIMEOUT_SECONDS = 2.0
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PREPROCESSING = (
@@ -37,17 +41,54 @@ def hub_obstacle() -> str | None:
     return _probe(constants.ENDPOINT)
 
 
+@contextmanager
+def hub_or_caches(name: str) -> Iterator[None]:
+    """Let the libraries load `name`, a folder or hub id, from their caches alone where the hub cannot be used.
+
+    They would ask for every file of a cached model or data set first, and wait for a time-out each time.
+    """
+    if Path(name).is_dir() or hub_obstacle() is None:
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True  # read at every request
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def hub_has_gone() -> bool:
+    """Return whether the hub was there when it was first asked and is not now."""
+    return hub_reachable() and _ask_in_time(constants.ENDPOINT) is not None
+
+
 # Remembered: a machine without a network should pay the timeout once, not once per model.
 @functools.lru_cache
 def _probe(endpoint: str) -> str | None:
-    request = urllib.request.Request(endpoint, method="HEAD")
+    return _ask_in_time(endpoint)
+
+
+def _ask_in_time(endpoint: str) -> str | None:
+    """Ask in a thread: a socket's timeout holds for each of an endpoint's addresses and for each piece of an answer."""
+    answers: list[str | None] = []
+    thread = threading.Thread(target=lambda: answers.append(_ask(endpoint)), daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_SECONDS)
+    return answers[0] if answers else f"{endpoint} did not answer (timed out)"
+
+
+def _ask(endpoint: str) -> str | None:
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
+        request = urllib.request.Request(endpoint, method="HEAD")
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
             return None
     except urllib.error.HTTPError as error:
         error.close()
         # 401, 404 or 405 at the root of a mirror still means that somebody is there.
         return None if error.code < 500 else f"{endpoint} answered with status {error.code}"
+    except ValueError:
+        return f"HF_ENDPOINT={endpoint} is no web address"
     except (OSError, http.client.HTTPException) as error:
         return f"{endpoint} did not answer ({getattr(error, 'reason', error)})"
 

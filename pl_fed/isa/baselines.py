@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from pl_fed.assets import resolve_model
+from pl_fed.assets import hub_or_caches, resolve_model
 from pl_fed.isa.parsing import parse
 from pl_fed.isa.scorers.heuristic import content_words, num_objects
 from pl_fed.isa.story import SECTIONS, Finding
@@ -106,7 +106,8 @@ def mean_embeddings(
         batch_size: Texts that go through the model together.
     """
     folder = resolve_model(model)
-    tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    with hub_or_caches(folder):
+        tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     encoder, parts = StoryEncoder(tokenizer, max_length), []
     for start in range(0, len(texts), batch_size):
         ids = [encoder.encode(text)[0] for text in texts[start : start + batch_size]]

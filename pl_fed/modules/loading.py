@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from pl_fed.adapters import ADAPTER_NAME
-from pl_fed.assets import AssetNotFoundError, resolve_model
+from pl_fed.assets import HUB_ERRORS, AssetNotFoundError, hub_or_caches, hub_refusal, packaged_models, resolve_model
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.settings import LoraSettings, ModelLoading
 from pl_fed.packing.rows import at_least_float32
@@ -39,9 +39,9 @@ def load_tokenizer(model: str, loading: ModelLoading) -> PreTrainedTokenizerBase
     Raises:
         FederatedConfigError: If there is none, or it has neither of the two tokens.
     """
-    with _named_in_errors(model, "a tokenizer"):
+    with _found(model, "a tokenizer") as folder:
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve_model(model), revision=loading.revision, trust_remote_code=loading.trust_remote_code
+            folder, revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -71,8 +71,7 @@ def load_base_model(
     Raises:
         FederatedConfigError: If the model is unknown or of another kind.
     """
-    with _named_in_errors(model, f"a model for {auto_class.__name__}"), quiet():
-        folder = resolve_model(model)
+    with _found(model, f"a model for {auto_class.__name__}") as folder, quiet():
         if (Path(folder) / "adapter_config.json").is_file():
             raise ValueError("it is an adapter; give its base model, or the merged weights")
         network, info = auto_class.from_pretrained(
@@ -216,16 +215,20 @@ def _arguments(loading: ModelLoading, device: torch.device) -> dict[str, Any]:
 
 
 @contextmanager
-def _named_in_errors(model: str, expected: str) -> Iterator[None]:
+def _found(model: str, expected: str) -> Iterator[str]:
+    """Yield what to load; errors name the model in one sentence."""
     try:
-        yield
+        folder = resolve_model(model)
+        with hub_or_caches(folder):
+            yield folder
     except AssetNotFoundError as error:
         raise FederatedConfigError(str(error)) from error
-    except (OSError, ValueError) as error:
+    except HUB_ERRORS as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")  # transformers writes paragraphs
+        refusal = None if Path(model).is_dir() else hub_refusal(error, model, packaged_models())
         raise FederatedConfigError(
-            f"Expected `model` to be the folder or hub id of {expected} but got '{model}' ({reason}): choose another "
-            "or complete its files."
+            f"Expected `model` to be the folder or hub id of {expected} but got '{model}'"
+            f"{refusal or f' ({reason}): choose another or complete its files.'}"
         ) from error
 
 

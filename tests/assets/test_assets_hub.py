@@ -1,16 +1,20 @@
 import email.message
 import http.client
 import json
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+import datasets
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, is_offline_mode
 
-from pl_fed.assets.hub import _probe, hub_obstacle, hub_reachable, in_hub_cache
+from pl_fed.assets import hub
+from pl_fed.assets.hub import _probe, hub_obstacle, hub_or_caches, hub_reachable, in_hub_cache
+from tests.helpers.endpoint import Server
 
 
 @pytest.fixture
@@ -88,6 +92,41 @@ def test_refused_connection(online, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("no_proxy", "127.0.0.1")
         assert not hub_reachable()
+
+
+def test_a_trickling_answer_is_none(online, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte is in time for a socket's timeout, and the answer never ends."""
+    with Server(lambda handler: None) as server:
+        vars(server)["RequestHandlerClass"].do_HEAD = lambda handler: server.trickle_headers(handler)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        monkeypatch.setattr(hub, "TIMEOUT_SECONDS", 0.2)
+        with monkeypatch.context() as patch:
+            patch.setenv("no_proxy", "127.0.0.1")
+            patch.setattr(constants, "ENDPOINT", server.url)
+            assert hub_obstacle() == f"{server.url} did not answer (timed out)"
+        assert not server.over.is_set()
+        server.over.set()
+        server.shutdown()
+
+
+def test_an_endpoint_that_is_no_address(online, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "my-hub")
+    assert hub_obstacle() == "HF_ENDPOINT=my-hub is no web address"
+
+
+def test_only_a_hub_that_is_there_is_asked(online, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without one both libraries read their caches alone; afterwards they have their own settings again."""
+    for library in (constants, datasets.config):
+        monkeypatch.setattr(library, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "hub_obstacle", lambda: "it is away")
+    with pytest.raises(KeyError), hub_or_caches("org/name"):
+        assert constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE and is_offline_mode()
+        raise KeyError
+    with hub_or_caches(str(tmp_path)):  # a folder is nobody's business
+        assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+    monkeypatch.setattr(hub, "hub_obstacle", lambda: None)
+    with hub_or_caches("org/name"):
+        assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
 
 
 SHARDS = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
+from pl_fed import assets
 from pl_fed.datamodules import sources
 from pl_fed.datamodules.sources import check_columns, load_splits
 from pl_fed.datamodules.text_classification import read_labels
@@ -105,7 +106,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace the hub and the packages; the list says who was asked."""
     asked: list[str] = []
     packaged = SimpleNamespace(
+        HUB_ERRORS=assets.HUB_ERRORS,
+        hub_or_caches=assets.hub_or_caches,
         hub_reachable=lambda: True,
+        hub_refusal=lambda error, name, packaged: None,
         is_packaged_dataset=lambda name: name in ("short", "org/packaged"),
         load_packaged_dataset=lambda name: (
             asked.append(f"package {name}") or datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
@@ -147,14 +151,21 @@ def test_hub_out_of_reach(calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp
         FederatedConfigError, match="got 'org/known'.*the hub cannot be reached.*packaged are only short"
     ):
         load_splits("org/known")
-    (tmp_path / "org___known" / "default" / "0.0.0" / "hash").mkdir(parents=True)
+    for folder in ("hash.incomplete", "hash"):  # the first is what a process left that was killed
+        assert not sources._in_hub_cache("org/known")
+        home = tmp_path / "org___known" / "default" / "0.0.0" / folder
+        home.mkdir(parents=True)
+        (home.parent / "hash_builder.lock").touch()
+        (home / "dataset_info.json").touch()
     assert len(load_splits("org/known")["train"]) == 3
     assert calls == ["hub org/known None"]
 
 
 def test_unknown_to_the_hub(calls: list[str]) -> None:
-    with pytest.raises(FederatedConfigError, match="got 'org/unknown'.*the hub has no such data set"):
+    with pytest.raises(FederatedConfigError, match=r"a packaged one but got 'org/unknown' \(org/unknown\): choose"):
         load_splits("org/unknown")
+    with pytest.raises(FederatedConfigError, match="got 'not/a/hub/id'.*the hub has no such data set.* only short"):
+        load_splits("not/a/hub/id")
 
 
 def test_hub_configuration(calls: list[str]) -> None:

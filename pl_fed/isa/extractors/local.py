@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pl_fed.assets import resolve_model
+from pl_fed.assets import hub_or_caches, resolve_model
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.extractor import ExtractionError, PromptedExtractor
 from pl_fed.isa.images import LoadedImage
@@ -129,8 +129,9 @@ class LocalExtractor(PromptedExtractor):
             common = {"revision": p.revision, "trust_remote_code": p.trust_remote_code}
             more = {} if p.quantization is None else {"quantization_config": p.quantization, "device_map": p.device}
             try:
-                processor = AutoProcessor.from_pretrained(folder, **common)
-                model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=p.dtype, **common, **more)
+                with hub_or_caches(folder):
+                    processor = AutoProcessor.from_pretrained(folder, **common)
+                    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=p.dtype, **common, **more)
             except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
                 raise FederatedConfigError(
                     f"Expected `extractor.model` to be a vision-language model but '{self._name}' did not load as one "

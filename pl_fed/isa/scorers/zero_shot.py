@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pl_fed.assets import resolve_model
+from pl_fed.assets import hub_or_caches, resolve_model
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.rubric import NUM_LEVELS, RUBRICS, Rubric
 from pl_fed.isa.scorers.base import Score
@@ -80,8 +80,9 @@ class ZeroShotScorer:
         if self._loaded is None:
             folder = resolve_model(self._name, "scorer.model")
             try:
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-                model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self._dtype)
+                with hub_or_caches(folder):
+                    tokenizer = AutoTokenizer.from_pretrained(folder)
+                    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self._dtype)
                 model = model.to(self._device).eval()
             except (OSError, ValueError, KeyError, AttributeError) as error:
                 raise FederatedConfigError(
