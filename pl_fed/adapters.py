@@ -194,10 +194,11 @@ class Adapter:
             merged = self.layers[name].merged
             if merged is not None and not torch.equal(merged, value.to(merged)):  # large, and seldom changed
                 merged.copy_(value)
-        held, new = self.read(), state.tensors()
-        held.merged = {}
-        live = held.tensors()
-        torch._foreach_copy_(list(live.values()), [new[name] for name in live])
+        live, new = list(self.dense.values()), [state.dense[name] for name in self.dense]
+        for name, layer in self.layers.items():
+            live += [layer.a, layer.b]
+            new += [state.layers[name].a, state.layers[name].b]
+        torch._foreach_copy_(live, new)
         for name, diagonal in self.diagonals().items():
             if slots is None:
                 diagonal.fill_(1.0)

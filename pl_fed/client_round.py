@@ -16,7 +16,7 @@ from pl_fed.exchange import all_finite, fault_of, folded, kept_parts, restricted
 from pl_fed.progress import ClientInProgress
 from pl_fed.rounds import derive_seed
 from pl_fed.secure_round import broadcast_digest, message_bytes, received
-from pl_fed.updates import AdapterState, Broadcast, Update
+from pl_fed.updates import AdapterState, Broadcast, LayerState, Update
 from pl_fed.wire import Wire
 
 if TYPE_CHECKING:
@@ -58,12 +58,16 @@ def start_client(federation: "Federation", position: int) -> ClientInProgress:
 
 def _held(federation: "Federation") -> AdapterState:
     """Return a copy of what the network holds, in the server's number formats; the base model is not copied."""
-    live, formats = federation.adapter.read(), federation.server.tensors()
-    live.merged = {}
-    copies = {name: value.to(formats[name].dtype, copy=True) for name, value in live.tensors().items()}
-    held = AdapterState.from_tensors(copies)
-    held.merged = federation.server.merged
-    return held
+    server, layers = federation.server, {}
+    for name, layer in federation.adapter.layers.items():
+        known = server.layers[name]
+        layers[name] = LayerState(_copied(layer.a, known.a), _copied(layer.b, known.b))
+    dense = {name: _copied(value, server.dense[name]) for name, value in federation.adapter.dense.items()}
+    return AdapterState(layers, dense, server.merged)
+
+
+def _copied(value: Tensor, known: Tensor) -> Tensor:
+    return value.detach().to(known.dtype, copy=True)
 
 
 def start_values(federation: "Federation", current: ClientInProgress) -> dict[str, Tensor]:
