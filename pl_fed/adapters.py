@@ -194,11 +194,10 @@ class Adapter:
             merged = self.layers[name].merged
             if merged is not None and not torch.equal(merged, value.to(merged)):  # large, and seldom changed
                 merged.copy_(value)
-        live, new = list(self.dense.values()), [state.dense[name] for name in self.dense]
+        pairs = [(value, state.dense[name]) for name, value in self.dense.items()]
         for name, layer in self.layers.items():
-            live += [layer.a, layer.b]
-            new += [state.layers[name].a, state.layers[name].b]
-        torch._foreach_copy_(live, new)
+            pairs += [(layer.a, state.layers[name].a), (layer.b, state.layers[name].b)]
+        torch._foreach_copy_([live for live, _ in pairs], [new for _, new in pairs])
         for name, diagonal in self.diagonals().items():
             if slots is None:
                 diagonal.fill_(1.0)
