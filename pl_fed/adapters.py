@@ -194,10 +194,10 @@ class Adapter:
             merged = self.layers[name].merged
             if merged is not None and not torch.equal(merged, value.to(merged)):  # large, and seldom changed
                 merged.copy_(value)
-        live, new = self.read(), state.tensors()
-        live.merged = {}
-        pairs = {name: (value, new[name]) for name, value in live.tensors().items()}
-        torch._foreach_copy_([value for value, _ in pairs.values()], [value for _, value in pairs.values()])
+        pairs = [(value, state.dense[name]) for name, value in self.dense.items()]
+        for name, layer in self.layers.items():
+            pairs += [(layer.a, state.layers[name].a), (layer.b, state.layers[name].b)]
+        torch._foreach_copy_([live for live, _ in pairs], [new for _, new in pairs])
         for name, diagonal in self.diagonals().items():
             if slots is None:
                 diagonal.fill_(1.0)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from pl_fed.accounting import training_flops
 from pl_fed.clients import ClientState
+from pl_fed.codecs import CodecName, make_codec
 from pl_fed.context import ClientContext
 from pl_fed.errors import ClientFailureError
-from pl_fed.exchange import fault_of, folded, kept_parts, like, restricted, view_of, with_kept
+from pl_fed.exchange import all_finite, fault_of, folded, kept_parts, restricted, view_of, with_kept
 from pl_fed.progress import ClientInProgress
 from pl_fed.rounds import derive_seed
 from pl_fed.secure_round import broadcast_digest, message_bytes, received
-from pl_fed.updates import AdapterState, Broadcast, Update
+from pl_fed.updates import AdapterState, Broadcast, LayerState, Update
 from pl_fed.wire import Wire
 
 if TYPE_CHECKING:
@@ -50,18 +51,23 @@ def start_client(federation: "Federation", position: int) -> ClientInProgress:
     federation.engine.check_base(client.broadcast.base)
     federation.frozen.put(client.broadcast.base)
     federation.engine.begin(view, client.slots, state, seed, config.local.optimizer == "kept")
-    current.before = _held(federation)
+    current.before = _held(federation) if federation.rounded else view
     current.start = start_values(federation, current)
     return current
 
 
 def _held(federation: "Federation") -> AdapterState:
     """Return a copy of what the network holds, in the server's number formats; the base model is not copied."""
-    live = federation.adapter.read()
-    live.merged = {}
-    held = like(live.clone(), federation.server)
-    held.merged = federation.server.merged
-    return held
+    server, layers = federation.server, {}
+    for name, layer in federation.adapter.layers.items():
+        known = server.layers[name]
+        layers[name] = LayerState(_copied(layer.a, known.a), _copied(layer.b, known.b))
+    dense = {name: _copied(value, server.dense[name]) for name, value in federation.adapter.dense.items()}
+    return AdapterState(layers, dense, server.merged)
+
+
+def _copied(value: Tensor, known: Tensor) -> Tensor:
+    return value.detach().to(known.dtype, copy=True)
 
 
 def start_values(federation: "Federation", current: ClientInProgress) -> dict[str, Tensor]:
@@ -80,9 +86,7 @@ def _broadcast(federation: "Federation", client: ClientContext, state: ClientSta
     assert federation.context is not None
     grown = any(not torch.equal(ids, state.slots[name]) for name, ids in client.slots.items())
     sides = frozenset(s for s, version in federation.versions.items() if grown or state.versions[s] != version)
-    generator = _generator(federation, client.client_id, 0xD1)
-    exact_a = "a" not in rule.optimizer_sides()
-    wire = Wire(config.codecs.down, generator, rule.sends_slots, exact_a)
+    wire = _wire(federation, client.client_id, config.codecs.down, 0xD1, exact_a="a" not in rule.optimizer_sides())
     message = rule.broadcast(federation.server, client.slots, sides)
     _keep_norms(federation, message)
     client.broadcast = wire.broadcast(message)
@@ -103,6 +107,12 @@ def _keep_norms(federation: "Federation", message: Broadcast) -> None:
     for tensors in (message.dense, message.base):
         for name in federation.norms & tensors.keys():
             del tensors[name]
+
+
+def _wire(federation: "Federation", client_id: int, codec: CodecName, purpose: int, exact_a: bool) -> Wire:
+    """Return a link; it costs nothing to seed where the format draws no random numbers."""
+    generator = _generator(federation, client_id, purpose) if make_codec(codec).is_random else None
+    return Wire(codec, generator, federation.config.rule.sends_slots, exact_a)
 
 
 def _generator(federation: "Federation", client_id: int, purpose: int) -> torch.Generator:
@@ -182,8 +192,7 @@ def _upload(federation: "Federation", client: ClientContext) -> None:
         update.control = federation.controls.update(
             client, federation.progress.control, federation.states[client.client_id].control
         )
-    generator = _generator(federation, client.client_id, 0x0B)
-    wire = Wire(federation.config.codecs.up, generator, rule.sends_slots, exact_a=False)
+    wire = _wire(federation, client.client_id, federation.config.codecs.up, 0x0B, exact_a=False)
     client.update, client.upload_bytes = wire.update(update), wire.num_bytes
     if federation.config.secure_aggregation is not None:
         client.upload_bytes = message_bytes(rule, federation.server, update)
@@ -220,4 +229,4 @@ def _fault(federation: "Federation", client: ClientContext) -> str:
     kept = kept_parts(
         folded(client.after, client.diagonals), keeps, federation.norms
     )  # a client would start from it next time
-    return "" if all(bool(torch.isfinite(value).all()) for value in kept.values()) else "not_finite"
+    return "" if all_finite(kept.values()) else "not_finite"

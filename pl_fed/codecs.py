@@ -23,10 +23,16 @@ def payload_bytes(payload: Payload) -> int:
 
 
 class Codec(ABC):
-    """Encodes one tensor; `rank_dim` names the dimension of rank components, None for dense tensors."""
+    """Encodes one tensor; `rank_dim` names the dimension of rank components, None for dense tensors.
+
+    Attributes:
+        is_random: Whether `encode` draws from its generator.
+    """
+
+    is_random = False
 
     @abstractmethod
-    def encode(self, value: Tensor, rank_dim: int | None, generator: torch.Generator) -> Payload:
+    def encode(self, value: Tensor, rank_dim: int | None, generator: torch.Generator | None) -> Payload:
         """Return the tensors that are sent."""
 
     @abstractmethod
@@ -40,7 +46,7 @@ class CastCodec(Codec):
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype
 
-    def encode(self, value: Tensor, rank_dim: int | None, generator: torch.Generator) -> Payload:
+    def encode(self, value: Tensor, rank_dim: int | None, generator: torch.Generator | None) -> Payload:
         """Cast."""
         return (value.to(self.dtype or value.dtype),)
 
@@ -52,8 +58,11 @@ class CastCodec(Codec):
 class Int8Codec(Codec):
     """Sends 8-bit integers and one float32 scale for each rank component (one for a dense tensor)."""
 
-    def encode(self, value: Tensor, rank_dim: int | None, generator: torch.Generator) -> Payload:
+    is_random = True
+
+    def encode(self, value: Tensor, rank_dim: int | None, generator: torch.Generator | None) -> Payload:
         """Quantise with stochastic rounding; an all-zero component stays exactly zero."""
+        assert generator is not None  # torch would draw from its own, which belongs to the client's training
         if rank_dim is None:
             peak = (
                 value.abs().amax().reshape([1] * value.dim()) if value.numel() else value.new_zeros([1] * value.dim())

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from pl_fed.context import ClientContext
 from pl_fed.rules.base import add_updates
-from pl_fed.updates import AdapterState, Broadcast, LayerSlots, Slots, Update, scattered
+from pl_fed.updates import (
+    AdapterState,
+    Broadcast,
+    LayerSlots,
+    Slots,
+    Update,
+    gather_columns,
+    gather_rows,
+    scattered,
+)
 
 
 @dataclass
@@ -70,7 +79,8 @@ class Controls:
         layers = {}
         for name, ids in slots.items():
             layer = self.server.layers[name]
-            a, b = layer.a[ids] if "a" in sides else None, layer.b[:, ids] if "b" in sides else None
+            a = gather_rows(layer.a, ids) if "a" in sides else None
+            b = gather_columns(layer.b, ids) if "b" in sides else None
             layers[name] = LayerSlots(ids, a, b)
         return Broadcast(layers, dict(self.server.dense) if dense else {})
 
@@ -100,7 +110,9 @@ class Controls:
         layers = {}
         for name, ids in client.slots.items():
             a, b = change.get(f"{name}/a"), change.get(f"{name}/b")
-            layers[name] = LayerSlots(ids, None if a is None else a[ids], None if b is None else b[:, ids])
+            layers[name] = LayerSlots(
+                ids, None if a is None else gather_rows(a, ids), None if b is None else gather_columns(b, ids)
+            )
         dense = {name: value for name, value in change.items() if name in self.server.dense}
         return Update(client.client_id, client.num_examples, layers, dense)
 

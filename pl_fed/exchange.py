@@ -1,11 +1,22 @@
 """What a client starts from, what it ends with, and whether what it sends can be used; pure functions on tensors."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from pl_fed.updates import AdapterState, Broadcast, LayerState, Slots, Update, scatter_columns, scatter_rows
+from pl_fed.updates import (
+    AdapterState,
+    Broadcast,
+    LayerState,
+    Slots,
+    Update,
+    gather_columns,
+    gather_rows,
+    scatter_columns,
+    scatter_rows,
+)
 
 
 def view_of(server: AdapterState, broadcast: Broadcast) -> AdapterState:
@@ -17,8 +28,8 @@ def view_of(server: AdapterState, broadcast: Broadcast) -> AdapterState:
     for name, part in broadcast.layers.items():
         known = server.layers[name]
         rank = known.a.shape[0]
-        a = known.a[part.slots] if part.a is None else part.a
-        b = known.b[:, part.slots] if part.b is None else part.b
+        a = gather_rows(known.a, part.slots) if part.a is None else part.a
+        b = gather_columns(known.b, part.slots) if part.b is None else part.b
         layers[name] = LayerState(scatter_rows(a, part.slots, rank), scatter_columns(b, part.slots, rank))
     return AdapterState(layers, {**server.dense, **broadcast.dense}, server.merged)
 
@@ -74,4 +85,15 @@ def fault_of(update: Update | None, server: AdapterState) -> str:
             return "wrong_shape"
     if any(value.shape != server.dense[name].shape for name, value in update.dense.items()):
         return "wrong_shape"
-    return "" if all(bool(torch.isfinite(value).all()) for value in update.values()) else "not_finite"
+    return "" if all_finite(update.values()) else "not_finite"
+
+
+def all_finite(values: Iterable[Tensor]) -> bool:
+    """Tell whether there is no NaN and no infinity.
+
+    A finite sum has only finite terms, so one look at the sum of all is enough unless it is beyond its format.
+    """
+    tensors = list(values)
+    if not tensors or math.isfinite(torch.stack([value.sum() for value in tensors]).sum()):
+        return True
+    return all(bool(torch.isfinite(value).all()) for value in tensors)

@@ -61,6 +61,7 @@ class Federation:
     current: ClientInProgress | None = None  # the one whose hooks are called
     cost: ClientCost | None = None
     server: AdapterState = field(default_factory=AdapterState)
+    rounded: bool = False  # whether the network holds less precise numbers than the server
     published: dict[str, str] = field(default_factory=dict)  # hashes of what is broadcast, with secure aggregation
     population: int | None = None
     shards: str | None = None  # fingerprint of the population's shards
@@ -80,6 +81,7 @@ class Federation:
             if known is None or not torch.equal(known.to(value.dtype), value):
                 kept[name] = value.detach().clone().to(torch.promote_types(value.dtype, torch.float32))
         self.server = AdapterState.from_tensors({name: kept[name] for name in live})
+        self.rounded = any(kept[name].dtype != value.dtype for name, value in live.items())
 
     def set_plan(self, plan: RoundPlan) -> None:
         """Bind the data's population: check its size and what clients can afford."""

@@ -158,8 +158,8 @@ class RoundSchedule:
 
 def derive_seed(*parts: int) -> int:
     """Mix integers into one 63-bit seed; the same parts always give the same seed, other parts an unrelated one."""
-    state = np.random.SeedSequence([part & 0xFFFFFFFF for part in parts]).generate_state(1, np.uint64)
-    return int(state[0]) >> 1
+    words = np.array([part & 0xFFFFFFFF for part in parts], dtype=np.uint32)  # a list would be converted word by word
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
 
 
 def sample_cohort(

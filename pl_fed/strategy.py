@@ -107,13 +107,12 @@ class FederatedStrategy(ProcessGroupStrategy):
             self.loop.trainer, self.loop.plan = model.trainer, None
             self.loop.load_state_dict({})
 
-    def _insert(self, *own: Callback) -> None:
-        """Put callbacks of ours before the first that writes checkpoints, when a loader wants them."""
+    def _insert(self, own: Callback) -> None:
+        """Put a callback of ours, when a loader wants it, before the loop and the first that writes checkpoints."""
         callbacks = callbacks_of(self.trainer)
-        for callback in own:
-            if callback not in callbacks:
-                place = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
-                callbacks.insert(place, callback)
+        if own not in callbacks:  # the loop comes last: it puts its client over the server's adapter
+            later = (i for i, c in enumerate(callbacks) if isinstance(c, (Checkpoint, FederatedLoop)))
+            callbacks.insert(next(later, len(callbacks)), own)
 
     def setup(self, trainer: Trainer) -> None:
         """Bind the adapter, if nothing is trained."""
@@ -168,7 +167,7 @@ class FederatedStrategy(ProcessGroupStrategy):
             check_supported(self.trainer, self.optimizers)
             check_trainer(self.trainer, callbacks_of(self.trainer), self.world_size)
             self._choose_engine(dataloader)
-            self._insert(self.personal, self.loop)  # in this order: the loop puts its client over the server's adapter
+            self._insert(self.loop)
             # the length of an epoch is that of its round; Lightning otherwise computes it once
             self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
             dataloader.plan.process, dataloader.plan.num_processes = self.global_rank, self.world_size
@@ -201,8 +200,9 @@ class FederatedStrategy(ProcessGroupStrategy):
         super().teardown()
 
     def on_train_start(self) -> None:
-        """Refuse several processes without rounds."""
+        """Refuse several processes without rounds; from here on clients' own adapters are those of this run."""
         check_rounds(self.loop.active, self.num_nodes * self.num_processes)
+        self.personal.loaded = None if self.loop.active else self.personal.loaded
 
     # ------------------------------------------------------------------ checkpoint
 

@@ -157,10 +157,22 @@ def prefix_slots(state: AdapterState, rank: int) -> Slots:
     }
 
 
+def gather_rows(values: Float[Tensor, "rank d_in"], slots: Int[Tensor, " active"]) -> Float[Tensor, "active d_in"]:
+    """Return a copy of the rows of the active slots."""
+    return values.clone() if len(slots) == values.shape[0] else values[slots]  # all of them: ids are ascending
+
+
+def gather_columns(values: Float[Tensor, "d_out rank"], slots: Int[Tensor, " active"]) -> Float[Tensor, "d_out active"]:
+    """Return a copy of the columns of the active slots."""
+    return values.clone() if len(slots) == values.shape[1] else values[:, slots]
+
+
 def scatter_columns(
     values: Float[Tensor, "d_out active"], slots: Int[Tensor, " active"], rank: int
 ) -> Float[Tensor, "d_out rank"]:
     """Put columns back to their slot ids and zeros elsewhere (lossless expansion to the server's rank)."""
+    if len(slots) == rank:
+        return values.clone()
     return values.new_zeros(values.shape[0], rank).index_copy_(1, slots, values)
 
 
@@ -168,6 +180,8 @@ def scatter_rows(
     values: Float[Tensor, "active d_in"], slots: Int[Tensor, " active"], rank: int
 ) -> Float[Tensor, "rank d_in"]:
     """Put rows back to their slot ids and zeros elsewhere."""
+    if len(slots) == rank:
+        return values.clone()
     return values.new_zeros(rank, values.shape[1]).index_copy_(0, slots, values)
 
 

@@ -38,12 +38,12 @@ class Wire:
 
     Args:
         codec: Name of the format.
-        generator: Source of the codec's rounding noise.
+        generator: Source of the codec's rounding noise; None for a codec without.
         sends_slots: Whether slot ids travel.
         exact_a: Whether A is sent in full precision whatever the format.
     """
 
-    def __init__(self, codec: CodecName, generator: torch.Generator, sends_slots: bool, exact_a: bool) -> None:
+    def __init__(self, codec: CodecName, generator: torch.Generator | None, sends_slots: bool, exact_a: bool) -> None:
         self.codec, self.generator, self.sends_slots = make_codec(codec), generator, sends_slots
         self.codec_a = make_codec("float32") if exact_a else self.codec
         self.num_bytes = 0

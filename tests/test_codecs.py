@@ -144,6 +144,18 @@ def test_a_diverged_update_is_still_recognised_on_arrival(name: str, bad: float)
         assert fault_of(wire.update(update), server) == "not_finite"
 
 
+def test_finite_updates_are_accepted_when_their_sum_is_not() -> None:
+    """Four times 3e38 is beyond float32, and so is the sum over tensors; an infinity beside its opposite is none."""
+    server = AdapterState({}, {"x": torch.zeros(4), "y": torch.zeros(4)})
+    large = torch.full((4,), 3e38)
+    assert not large.sum().isfinite()
+    assert fault_of(Update(0, 1, {}, {"x": large, "y": large}), server) == ""
+    assert fault_of(Update(0, 1, {}, {"x": large / 4, "y": large / 4}), server) == ""
+    opposite = torch.tensor([float("inf"), float("-inf"), 0.0, 0.0])
+    assert fault_of(Update(0, 1, {}, {"x": large, "y": opposite}), server) == "not_finite"
+    assert fault_of(Update(0, 1, {}, {}), server) == ""
+
+
 def test_edge_shapes_of_int8() -> None:
     """No slots, one number, and values so small that the float32 scale is zero."""
     for shape, rank_dim in (((7, 0), 1), ((0, 7), 0)):

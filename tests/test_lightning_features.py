@@ -248,7 +248,7 @@ def test_manual_optimization_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("rounds", "expected"),
-    [(False, ["ModelCheckpoint"]), (True, ["PersonalisedEvaluation", "FederatedLoop", "ModelCheckpoint"])],
+    [(False, ["ModelCheckpoint"]), (True, ["FederatedLoop", "ModelCheckpoint"])],
 )
 def test_ordinary_loaders_leave_the_callbacks_alone(rounds: bool, expected: list[str], tmp_path: Path) -> None:
     """The driver is inserted when the training loader is one of rounds, before the checkpoint callback."""

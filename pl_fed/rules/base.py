@@ -20,6 +20,8 @@ from pl_fed.updates import (
     LayerState,
     Slots,
     Update,
+    gather_columns,
+    gather_rows,
     scatter_columns,
     scatter_rows,
     scattered,
@@ -116,7 +118,8 @@ class Rule(ABC):
         layers = {}
         for name, ids in slots.items():
             layer = server.layers[name]
-            a, b = layer.a[ids] if "a" in send else None, layer.b[:, ids] if "b" in send else None
+            a = gather_rows(layer.a, ids) if "a" in send else None
+            b = gather_columns(layer.b, ids) if "b" in send else None
             layers[name] = LayerSlots(ids, a, b)
         return Broadcast(layers, {} if "dense" in self.keeps else dict(server.dense))
 
@@ -151,8 +154,8 @@ class Rule(ABC):
         for name, ids in slots.items():
             old, new = before.layers[name], after.layers[name]
             folded = new.b * diagonals[name] if name in diagonals else new.b  # B diag(lam), (d_out, rank)
-            a = (new.a - old.a)[ids] if "a" in sides - self.keeps else None
-            b = (folded - old.b)[:, ids] if "b" in sides - self.keeps else None
+            a = gather_rows(new.a - old.a, ids) if "a" in sides - self.keeps else None
+            b = gather_columns(folded - old.b, ids) if "b" in sides - self.keeps else None
             layers[name] = LayerSlots(ids, a, b)
         return layers
 
