@@ -53,8 +53,9 @@ class Place:
 def environment(hub: LoopbackHub, folder: Path, offline: str | None) -> dict[str, str | None]:
     """Return an environment in which nothing was downloaded before and only this hub is known."""
     homes = {"HF_HOME": str(folder / "hf"), "PL_FED_CACHE": str(folder / "cache")}
-    hub_only = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": offline, "HF_TOKEN": None, "no_proxy": "127.0.0.1"}
-    return {**homes, **hub_only, "OMP_NUM_THREADS": "1"}  # as many as the tests themselves
+    hub_only = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": offline, "no_proxy": "127.0.0.1"}
+    elsewhere = ("HF_TOKEN", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
+    return {**homes, **hub_only, **dict.fromkeys(elsewhere), "OMP_NUM_THREADS": "1"}  # as many as the tests themselves
 
 
 @pytest.fixture(scope="module")
