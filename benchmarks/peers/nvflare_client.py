@@ -47,7 +47,7 @@ def main(work_file: str, times: Path, num_sites: int) -> None:
             put(model, values)
             train(model, batches, sgd(model))
             ends.append([parameter.detach().clone() for parameter in trained(model).values()])
-        means = [torch.stack(parts).mean(0).numpy() for parts in zip(*ends, strict=True)]
+        means = [torch.stack(parts).mean(0) for parts in zip(*ends, strict=True)]
         flare.send(flare.FLModel(params={f"p{i}": value for i, value in enumerate(means)}, meta={}))
 
 
