@@ -192,7 +192,9 @@ class Federation:
         config, secure = self.config, self.config.secure_aggregation
         if secure is None:
             return config.rule.aggregate(self.server, updates)
-        state, figures = secure_aggregate(config.rule, self.server, updates, secure, context.round_idx, config.seed)
+        state, figures = secure_aggregate(
+            config.rule, self.server, updates, secure, context.round_idx, config.seed, context.cohort
+        )
         context.metrics.update(figures)
         return like(state, self.server)
 

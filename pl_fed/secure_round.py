@@ -19,6 +19,8 @@ from pl_fed.privacy import FixedPoint, IdealSum, PairwiseSum, SecureSum
 from pl_fed.privacy.binding import model_hash, tensor_bytes
 from pl_fed.privacy.fixed_point import choose_ring, decode_mean, encode, mean_error_bound
 from pl_fed.privacy.flatten import Layout, flatten, unflatten
+from pl_fed.privacy.pairwise.errors import TooFewSurvivorsError
+from pl_fed.privacy.pairwise.session import Step, check_threshold, default_threshold
 from pl_fed.privacy.ring import Ring
 from pl_fed.rounds import derive_seed
 from pl_fed.rules.base import Rule
@@ -38,7 +40,8 @@ class SecureAggregation:
         bits: Bits of one encoded value, its sign included.
         clip: Largest absolute value of an update that can be sent; larger ones are clipped and counted.
         stochastic: Round at random so that the expected error is zero.
-        threshold: Fewest clients that must answer in every step; None for floor(2 n / 3) + 1.
+        threshold: Fewest of a round's n clients that must answer in every step, more than half of them; None for
+            floor(2 n / 3) + 1. A client that was chosen and sends nothing has dropped out of the protocol.
         binding: Bind every mask to the model that its client received, and let the clients compare signed hashes
             first: a server that sends one of them another model learns nothing, and the round is named. Without it the
             label-inference attack works. Needs `codecs.down: float32`, since a lossy broadcast differs by client.
@@ -71,21 +74,35 @@ class SecureAggregation:
         """Return the backend."""
         return (IdealSum if self.backend == "ideal" else PairwiseSum)(self.threshold, echo=self.binding)
 
+    def check_survivors(self, round_idx: int, survivors: int, cohort: int) -> None:
+        """Raise `TooFewSurvivorsError` if fewer of a cohort's clients have an update than the threshold asks for."""
+        threshold = default_threshold(cohort) if self.threshold is None else self.threshold
+        check_threshold(threshold, cohort)
+        if survivors < threshold:
+            raise TooFewSurvivorsError(
+                f"Expected updates of at least {threshold} of the {cohort} clients of round {round_idx} "
+                f"(`secure_aggregation.threshold`) but got {survivors}. Nothing of them is revealed, and the server is "
+                f"unchanged: lower the dropout or enlarge the cohort; a threshold is at least {cohort // 2 + 1} here."
+            )
+
 
 class _Vectors(Mapping[int, Tensor]):
-    """The clients' encoded vectors, made on demand, so that one at a time is in memory."""
+    """The cohort's encoded vectors, made on demand: one at a time is in memory. Clients that drop out have none."""
 
-    def __init__(self, encoder: "_Encoder", updates: Sequence[Update]) -> None:
+    def __init__(self, encoder: "_Encoder", updates: Sequence[Update], cohort: Sequence[int]) -> None:
         self.encoder, self.updates = encoder, {update.client_id: update for update in updates}
+        self.cohort = cohort
 
     def __getitem__(self, client_id: int) -> Int[Tensor, " values"]:
+        if client_id not in self.updates:
+            return torch.zeros(0, dtype=torch.int64)  # never sent
         return self.encoder(self.updates[client_id])
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.updates)
+        return iter(self.cohort)
 
     def __len__(self) -> int:
-        return len(self.updates)
+        return len(self.cohort)
 
 
 @dataclass
@@ -124,7 +141,13 @@ class _Encoder:
 
 
 def secure_aggregate(
-    rule: Rule, server: AdapterState, updates: Sequence[Update], settings: SecureAggregation, round_idx: int, seed: int
+    rule: Rule,
+    server: AdapterState,
+    updates: Sequence[Update],
+    settings: SecureAggregation,
+    round_idx: int,
+    seed: int,
+    cohort: Sequence[int],
 ) -> tuple[AdapterState, dict[str, float]]:
     """Return what the rule makes of the sum, and figures of the encoding.
 
@@ -135,15 +158,22 @@ def secure_aggregate(
         settings: How they are summed.
         round_idx: The round.
         seed: Seed of the federation, for the rounding.
+        cohort: Who was chosen. Whoever has no update agreed on keys and then fell silent.
+
+    Raises:
+        TooFewSurvivorsError: If fewer updates arrived than the threshold asks for.
     """
+    settings.check_survivors(round_idx, len(updates), len(cohort))
     encoder = _Encoder(rule, server, settings.fixed_point, seed, round_idx)
     layout = [(group, Layout.of(tensors)) for group, tensors in sorted(encoder.parts(updates[0]).items())]
     max_mass = max(rule.mass(server, update, group) for update in updates for group, _ in layout)
-    ring = choose_ring(settings.fixed_point, len(updates), max_mass)
+    ring = choose_ring(settings.fixed_point, len(cohort), max_mass)
     own = {u.client_id: bytes.fromhex(u.digest) for u in updates} if settings.binding else {}
     context = bytes.fromhex(broadcast_digest(round_idx, rule, published(server))) if settings.binding else b""
+    silent = dict.fromkeys(set(cohort) - {update.client_id for update in updates}, Step.MASKED_INPUT)
+    vectors = _Vectors(encoder, updates, cohort)
     found = settings.make().sum(
-        _Vectors(encoder, updates), ring, round_idx=round_idx, context=context, client_contexts=own
+        vectors, ring, round_idx=round_idx, context=context, client_contexts=own, dropouts=silent
     )
     mean = _decoded(found.total, layout, settings.fixed_point, len(found.survivors), max_mass)
     values = sum(group.num_values for _, group in layout) * len(updates)

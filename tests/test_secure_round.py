@@ -11,10 +11,10 @@ import torch
 
 from pl_fed.context import RoundContext
 from pl_fed.corrections import Scaffold
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import ClientFailureError, FederatedConfigError
 from pl_fed.privacy import FixedPoint, mean_error_bound
-from pl_fed.privacy.pairwise.errors import ModelMismatchError
-from pl_fed.rounds import LocalTraining
+from pl_fed.privacy.pairwise.errors import ModelMismatchError, TooFewSurvivorsError
+from pl_fed.rounds import CohortConfig, LocalTraining
 from pl_fed.rules import AFLoRA, FedIT, FedSALoRA, FedSVD, FLoRA, HetLoRA, LoRAFAIR, Median, RoLoRA
 from pl_fed.secure_round import SecureAggregation
 from pl_fed.strategy import FederatedStrategy
@@ -117,6 +117,41 @@ def test_a_client_with_another_model_stops_the_round(backend: str) -> None:
     with pytest.raises(ModelMismatchError, match=r"round 1.*client.* 2"):
         run(AFLoRA(), SecureAggregation(backend), 3, callbacks=[Fishing()], limit_val_batches=0)  # type: ignore[arg-type]
     run(AFLoRA(), SecureAggregation(backend, binding=False), 3, callbacks=[Fishing()])  # type: ignore[arg-type]
+
+
+class Lost(pl.Callback):
+    """Uploads of these clients do not arrive."""
+
+    def __init__(self, *lost: int) -> None:
+        self.lost = lost
+
+    def on_upload(self, trainer: Any, pl_module: Any, context: RoundContext) -> None:
+        if context.client.client_id in self.lost:
+            raise ClientFailureError(context.client.client_id, "lost")
+
+
+@pytest.mark.parametrize("backend", ["ideal", "pairwise"])
+def test_a_client_that_is_lost_drops_out_of_the_protocol(backend: str) -> None:
+    """The threshold is that of the four chosen clients: three are a sum, two reveal nothing."""
+    cohort = CohortConfig(clients=4)
+
+    def run_without(*lost: int, secure: Any, threshold: int | None = None) -> dict[str, torch.Tensor]:
+        module = TinyLM()
+        settings = SecureAggregation(backend, threshold=threshold) if secure else None  # type: ignore[arg-type]
+        strategy = make_strategy(FedIT(), secure_aggregation=settings, cohort=cohort)
+        make_trainer(strategy, max_epochs=1, callbacks=[Lost(*lost)]).fit(module, round_loader(), eval_loader())
+        return adapter_tensors(module)
+
+    found, expected = run_without(2, secure=True), run_without(2, secure=False)
+    bound = 2 * mean_error_bound(FixedPoint())
+    assert all(float((value - expected[name]).abs().max()) <= bound for name, value in found.items())
+    for lost, threshold in (((2, 3), None), ((2, 3), 3), ((1, 2, 3), None)):
+        with pytest.raises(
+            TooFewSurvivorsError, match=f"at least 3 of the 4 clients of round 0 .* got {4 - len(lost)}"
+        ):
+            run_without(*lost, secure=True, threshold=threshold)
+    with pytest.raises(FederatedConfigError, match="more than half of 4 clients .* got 2"):
+        run_without(secure=True, threshold=2)
 
 
 def test_clipped_values_are_counted() -> None:

@@ -53,7 +53,8 @@ class SecureSum(ABC):
         """Sum the vectors of one round.
 
         Args:
-            vectors: The whole cohort's vectors, those of clients that will drop out too; all of one length.
+            vectors: The whole cohort's vectors, all of one length; that of a client that drops out before it sends one
+                is not asked for.
             ring: Where the sum is taken; see `pl_fed.privacy.fixed_point.choose_ring`.
             round_idx: The round, for the session and for errors.
             context: What the server says the round is about; see `pl_fed.privacy.binding.model_hash`.
@@ -146,7 +147,8 @@ class PairwiseSum(SecureSum):
         identities = {who: self.identities.get(who) or Ed25519PrivateKey.generate() for who in clients}
         roster = Roster(public_key(server_identity), {who: public_key(key) for who, key in identities.items()})
         session_id = hashlib.sha256(join(DOMAIN, round_idx.to_bytes(8, "little"), secrets.token_bytes(32))).digest()
-        num_values = vectors[clients[0]].numel()
+        sends = (who for who in clients if silent_from.get(who, len(Step)) > Step.MASKED_INPUT)
+        num_values = vectors[next(sends, clients[0])].numel()
         session = Session(session_id, roster, threshold, ring, num_values, context)
         views = {who: replace(session, context=(client_contexts or {}).get(who, context)) for who in clients}
         awake = [who for who in clients if silent_from.get(who, len(Step)) > Step.ADVERTISE_KEYS]

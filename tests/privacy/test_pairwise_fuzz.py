@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pl_fed.privacy.pairwise import PairwiseClient, PairwiseServer, Step
 from pl_fed.privacy.pairwise.errors import ProtocolError
 from pl_fed.privacy.pairwise.frames import HEADER, KINDS, Kind, seal
+from pl_fed.privacy.pairwise.messages import ShareOf, decode_request, decode_shares, encode_request
 from pl_fed.privacy.pairwise.session import SERVER_ID
 from tests.helpers.secure import Parties, body_of, from_client, from_server
 
@@ -106,6 +107,8 @@ def test_outsiders_can_neither_crash_nor_change_anything() -> None:
 def insider(rng: random.Random, parties: Parties, recipient: int | None, genuine: bytes) -> bytes:
     """The genuine message with another body, rightly signed by a party that is malicious."""
     sender = int.from_bytes(genuine[6:14], "little")
+    if genuine[5] == Kind.UNMASK and recipient is not None and rng.random() < 0.7:
+        return from_server(parties, recipient, Kind.UNMASK, other_request(rng, body_of(genuine)))
     body = rng.choice([flip, splice])(rng, body_of(genuine) or b"\0")
     kind = Kind(genuine[5]) if rng.random() < 0.8 else Kind(rng.choice(sorted(KINDS)))
     if recipient is None:
@@ -113,15 +116,53 @@ def insider(rng: random.Random, parties: Parties, recipient: int | None, genuine
     return from_server(parties, recipient, kind, body)
 
 
-def test_insiders_get_named_errors_or_are_believed() -> None:
-    """Valid signatures over mutated bodies: no other exception, and never both shares of one client.
+def other_request(rng: random.Random, body: bytes) -> bytes:
+    """A survivor is called dropped, or both, or the signatures are others: what a server must never get shares for."""
+    survivors, dropped, frames = decode_request(body)
+    one = rng.choice(survivors)
+    others = [who for who in survivors if who != one]
+    return rng.choice(
+        [
+            encode_request(others, sorted([*dropped, one]), frames),
+            encode_request(survivors, sorted([*dropped, one]), frames),
+            encode_request(others, dropped, frames),
+            encode_request(survivors, dropped, frames[:2]),
+            encode_request(survivors, dropped, [frames[0]] * len(frames)),
+        ]
+    )
 
-    Whether the sum is right is not asked: a client may always send a vector of its choice.
+
+class Loot:
+    """What a malicious server has got out of one session."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[int, set[ShareOf]] = {}  # by client: of which of its secrets there are shares
+        self.believed = False  # whether it took a malicious client's key, share or vector
+
+    def take(self, answer: bytes, parties: Parties) -> None:
+        """Read a client's answer to a request for shares; it holds one share of each client and nothing else."""
+        try:
+            shares = decode_shares(body_of(answer))
+        except ProtocolError:
+            pytest.fail("an answer with something else in it than shares")
+        for who, (kind, _) in shares.items():
+            self.kinds.setdefault(who, set()).add(kind)
+        for client in parties.clients.values():
+            secrets = [vars(client)[name] for name in ("_seed", "_mask_key") if name in vars(client)]
+            raw = [each if isinstance(each, bytes) else each.private_bytes_raw() for each in secrets]
+            assert not any(secret in answer for secret in raw)
+
+
+def test_insiders_get_named_errors_or_are_believed() -> None:
+    """Valid signatures over mutated bodies: no other exception, and never shares of both secrets of one client.
+
+    A client may send a vector of its choice; if nobody has, a sum is the sum, whatever shares came later.
     """
-    rng, count = random.Random(1), 0
+    rng, count, sums = random.Random(1), 0, 0
     while count < NUM_INSIDE:
         parties, begin = Parties.make(4, num_values=2), rng.choice(list(Step))  # late steps need honest early ones
-        answers: dict[int, list[bytes]] = {}
+        loot, server_is_honest = Loot(), rng.random() < 0.5
+        villain = rng.choice(parties.ids).to_bytes(8, "little")  # of an honest server's clients
 
         def strike(target: PairwiseServer | PairwiseClient, message: bytes) -> bytes | None:
             """Return the answer to what a malicious party sent, None if it was refused by name."""
@@ -138,20 +179,35 @@ def test_insiders_get_named_errors_or_are_believed() -> None:
             recipient: int | None,
             genuine: bytes,
             begin: Step = begin,
-            answers: dict[int, list[bytes]] = answers,
+            loot: Loot = loot,
+            server_is_honest: bool = server_is_honest,
+            villain: bytes = villain,
         ) -> None:
+            if recipient is None and genuine[5] == Kind.UNMASKED:
+                loot.take(genuine, parties)
             if parties.server.step is None or parties.server.step < begin:
+                return
+            if recipient is not None and server_is_honest:
                 return
             if recipient is not None:  # a client that is told nonsense by its server stops: one try
                 answer = strike(parties.clients[recipient], insider(rng, parties, recipient, genuine))
                 if answer is not None and answer[5] == Kind.UNMASKED:
-                    answers.setdefault(recipient, []).append(answer)
-            while recipient is None and strike(parties.server, insider(rng, parties, None, genuine)) is None:
-                if rng.random() < 0.1:
+                    loot.take(answer, parties)
+            while recipient is None and (not server_is_honest or genuine[6:14] == villain):
+                step = parties.server.step
+                if strike(parties.server, insider(rng, parties, None, genuine)) is not None:
+                    loot.believed |= step <= Step.MASKED_INPUT
+                    break
+                if rng.random() < 0.3:
                     break
 
         try:
             parties.run(before=attack)
         except ProtocolError as error:  # somebody stopped, or the sum cannot be had
             assert no_secret(str(error), parties)
-        assert all(len(given) == 1 for given in answers.values())
+        assert all(len(kinds) == 1 for kinds in loot.kinds.values())
+        result = parties.server.result
+        if result is not None and not loot.believed:
+            assert torch.equal(result.total, parties.expected(result.survivors))
+            sums += 1
+    assert sums > 5
