@@ -27,10 +27,11 @@ from pl_fed.callbacks._live_attack import LiveAttack
 from pl_fed.callbacks._run_folder import replace_text, run_folder, writes_files
 from pl_fed.callbacks.client_dp import ClientDP
 from pl_fed.context import RoundContext
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, FishedModelError, TooFewClientsError
 from pl_fed.privacy.pairwise.errors import ProtocolError
 
 When = Literal["fit_start", "fit_end", "every_n_epochs", "live"]
+FOUND_OUT = (ProtocolError, TooFewClientsError, FishedModelError)
 
 
 class LabelInferenceAttack(Callback):
@@ -179,8 +180,9 @@ class LabelInferenceAttack(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say that a live attack was found out."""
-        if self._live is not None and self._live.now is not None and isinstance(exception, ProtocolError):
-            _save(trainer, "live", f"# Label inference audit\n\nStopped by secure aggregation: {exception}\n")
+        if self._live is not None and self._live.now is not None and isinstance(exception, FOUND_OUT):
+            by = "secure aggregation" if isinstance(exception, ProtocolError) else "the clients"
+            _save(trainer, "live", f"# Label inference audit\n\nStopped by {by}: {exception}\n")
 
     def _give_up(self, trainer: Trainer, name: str, reason: CannotAttackError) -> None:
         """Say why there is nothing to report; a module that cannot be attacked is no error."""

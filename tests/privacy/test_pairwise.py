@@ -128,7 +128,7 @@ def test_echo_names_the_round_and_the_clients(summed: IdealSum | PairwiseSum) ->
     values = vectors(4)
     odd = max(values)
     with pytest.raises(
-        ModelMismatchError, match=f"in round 7 but client 3 got another one than client {odd}:"
+        ModelMismatchError, match=f"in round 7 but client 3 and client {odd} got different ones:"
     ) as error:
         summed.sum(values, Ring(32), round_idx=7, context=b"model", client_contexts={odd: b"fishing"})
     assert (error.value.round_idx, error.value.client_ids, error.value.client_id) == (7, (odd,), 3)

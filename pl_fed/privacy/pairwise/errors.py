@@ -73,10 +73,10 @@ class ModelMismatchError(ProtocolError):
     """
 
     def __init__(self, round_idx: int, client_ids: tuple[int, ...], client_id: int) -> None:
+        others = f"{'clients' if len(client_ids) > 1 else 'client'} {', '.join(map(str, client_ids))}"
         super().__init__(
-            f"Expected one model for everybody in round {round_idx} but client {client_id} got another one than "
-            f"{'clients' if len(client_ids) > 1 else 'client'} {', '.join(map(str, client_ids))}: do not send updates "
-            "of this round, and ask who runs the server why."
+            f"Expected one model for everybody in round {round_idx} but client {client_id} and {others} got different "
+            "ones: do not send updates of this round, and ask who runs the server why."
         )
         self.round_idx = round_idx
         self.client_ids = client_ids
