@@ -2,6 +2,7 @@
 
     python benchmarks/isa.py                                   # about half an hour of a CPU core
     python benchmarks/isa.py --images 100 --epochs 2 --seeds 0 --zero_shot 0
+    python benchmarks/isa.py --only "number of"                # counts: a minute, no training of networks
 
 A seed draws its own scenes, raters, split and training. Nobody has rated these pictures, and texts are written by the
 program that drew them: the table says how methods work on a known structure, nothing about photographs.
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from pl_fed.clients import ClientsConfig
 from pl_fed.datamodules import ImageTransform, LoadingConfig, RatedImages, RatedSource, SplitConfig
-from pl_fed.isa.baselines import clue_features, entity_features, fit_ridge, mean_embeddings
+from pl_fed.isa.baselines import clue_features, entity_features, fit_ridge, mean_embeddings, word_features
 from pl_fed.isa.scenes.folder import SceneConfig, write_scenes
 from pl_fed.isa.scorers.zero_shot import ZeroShotScorer
 from pl_fed.metrics import pearson, rmse, spearman
@@ -53,8 +54,7 @@ class Seed:
         scenes = write_scenes(folder, SceneConfig(options.images, seed, size=2 * options.pixels))
         self.data = {kind: self._data(scenes, kind) for kind in ("cot", "naive")}
         self.data["sites"] = self._data(scenes, "cot", num_clients=len(RANKS))
-        cot = self.data["cot"]
-        self.train, self.test = _collected(cot.train_dataloader()), _collected(cot.predict_dataloader())
+        self.train, self.test = self._collected("cot")
 
     def _data(self, scenes: Path, kind: str, num_clients: int = 1) -> RatedImages:
         data = RatedImages(
@@ -69,6 +69,11 @@ class Seed:
         data.setup()
         return data
 
+    def _collected(self, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return texts, targets and ratings of the training and of the test images."""
+        data = self.data[kind]
+        return _of_all(data.train_dataloader(), kind), _of_all(data.predict_dataloader(), kind)
+
     def constant(self) -> Scored:
         return self.train["targets"].mean(0).expand_as(self.test["targets"]), self.test["targets"]
 
@@ -76,13 +81,14 @@ class Seed:
         """The first rater against the mean of the others."""
         return self.test["ratings"][:, 0], self.test["ratings"][:, 1:].mean(1)
 
-    def ridge(self, features: Callable[[list[str]], Tensor]) -> Scored:
-        model = fit_ridge(features(self.train["cot_text"]), self.train["targets"])
-        return model.predict(features(self.test["cot_text"])), self.test["targets"]
+    def ridge(self, features: Callable[[list[str]], Tensor], kind: str = "cot") -> Scored:
+        train, test = self._collected(kind)
+        model = fit_ridge(features(train["text"]), train["targets"])
+        return model.predict(features(test["text"])), test["targets"]
 
     def zero_shot(self) -> Scored:
         num = self.options.zero_shot
-        found = ZeroShotScorer(max_tokens=self.options.tokens).score(self.test["cot_text"][:num], [])
+        found = ZeroShotScorer(max_tokens=self.options.tokens).score(self.test["text"][:num], [])
         return torch.tensor([[score.entity, score.semantic] for score in found]), self.test["targets"][:num]
 
     def image_only(self) -> Scored:
@@ -123,11 +129,11 @@ class Seed:
         return scores, torch.cat([batch["targets"] for batch in loader])
 
 
-def _collected(loader: Any) -> dict[str, Any]:
+def _of_all(loader: Any, kind: str) -> dict[str, Any]:
     """Return the texts, targets and ratings of all batches, in order."""
     batches = list(loader)
-    texts = [text for batch in batches for text in batch["cot_text"]]
-    return {"cot_text": texts, **{key: torch.cat([batch[key] for batch in batches]) for key in ("targets", "ratings")}}
+    texts = [text for batch in batches for text in batch[f"{kind}_text"]]
+    return {"text": texts, **{key: torch.cat([batch[key] for batch in batches]) for key in ("targets", "ratings")}}
 
 
 def methods(seed: Seed, num_zero_shot: int) -> dict[str, Callable[[], Scored]]:
@@ -135,7 +141,8 @@ def methods(seed: Seed, num_zero_shot: int) -> dict[str, Callable[[], Scored]]:
     found: dict[str, Callable[[], Scored]] = {
         "constant: mean of the training scores": seed.constant,
         "one simulated rater against the others": seed.one_rater,
-        "ridge on the number of different words": partial(seed.ridge, entity_features),
+        "naive text: ridge on the number of listed entities and kinds": partial(seed.ridge, entity_features, "naive"),
+        "ridge on the number of different words": partial(seed.ridge, word_features),
         "ridge on length and clue counts": partial(seed.ridge, clue_features),
         "ridge on frozen MiniLM": partial(seed.ridge, partial(mean_embeddings, max_length=seed.options.tokens)),
         "image only: ICNet": seed.image_only,
@@ -145,7 +152,7 @@ def methods(seed: Seed, num_zero_shot: int) -> dict[str, Callable[[], Scored]]:
     }
     if num_zero_shot:
         found[f"zero-shot rubric, SmolLM2-135M, {num_zero_shot} images"] = seed.zero_shot
-    return found
+    return {name: method for name, method in found.items() if seed.options.only in name}
 
 
 def main() -> None:
@@ -165,6 +172,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the text scorer")
     parser.add_argument("--levels", type=int, default=5, help="that the text scorer learns")
     parser.add_argument("--zero_shot", type=int, default=10, help="images of a seed for the zero-shot rubric")
+    parser.add_argument("--only", default="", help="methods whose name in the table has this in it")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", ".*(does not have many workers|have no `val_dataloader`).*")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

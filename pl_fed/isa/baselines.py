@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from pl_fed.assets import hub_or_caches, resolve_model
+from pl_fed.isa.entities import listed_entities
 from pl_fed.isa.parsing import parse
-from pl_fed.isa.scorers.heuristic import content_words, num_objects
+from pl_fed.isa.scorers.heuristic import content_words
 from pl_fed.isa.story import SECTIONS, Finding
 from pl_fed.isa.story_encoder import StoryEncoder
 
@@ -85,12 +86,20 @@ def clue_features(texts: Sequence[str]) -> Float[Tensor, "texts features"]:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def entity_features(texts: Sequence[str]) -> Float[Tensor, "texts 1"]:
-    """Return the number of objects that each text lists, or else of its different content words."""
-    stories = [parse(text) for text in texts]
-    counts = [num_objects(story) for story in stories]
-    found = [len(content_words(story)) if num is None else num for story, num in zip(stories, counts, strict=True)]
-    return torch.tensor(found, dtype=torch.float64)[:, None]
+def entity_features(texts: Sequence[str]) -> Float[Tensor, "texts 2"]:
+    """Return the number of entities that the description of each text lists, and of their kinds.
+
+    Example:
+        >>> entity_features(["The picture shows a boy, a second boy and a dog."]).tolist()
+        [[3.0, 2.0]]
+    """
+    listed = [listed_entities(parse(text).description) for text in texts]
+    return torch.tensor([[len(kinds), len(set(kinds))] for kinds in listed], dtype=torch.float64).reshape(-1, 2)
+
+
+def word_features(texts: Sequence[str]) -> Float[Tensor, "texts 1"]:
+    """Return the number of different content words of each text."""
+    return torch.tensor([len(content_words(parse(text))) for text in texts], dtype=torch.float64)[:, None]
 
 
 @torch.no_grad()

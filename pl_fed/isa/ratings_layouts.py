@@ -17,6 +17,7 @@ from pl_fed.isa.ratings_tables import TableRow
 
 SCORES = ("entity", "semantic")
 ONLY_RATER = "mean"  # the rater of scores that are averages already
+NO_RATERS = {"score", "1_to_5", "uncertainty"}  # ends of the columns that our own tables of scores have
 MISSING = {"", "nan", "na", "n/a", "none", "null"}
 
 
@@ -58,6 +59,7 @@ def find_ratings(rows: Sequence[TableRow], name: str) -> list[Rating]:
     if "rater" in columns:
         return list(_long(rows, _score_columns(columns, name)))
     if {"entity_score", "semantic_score"} <= set(columns):
+        _check_no_raters(columns, name)
         return list(_long(rows, ("entity_score", "semantic_score")))
     return list(_wide(rows, _wide_raters(columns, name)))
 
@@ -70,6 +72,18 @@ def _score_columns(columns: Sequence[str], name: str) -> tuple[str, str]:
         f"Expected columns 'entity' and 'semantic' beside 'rater' in '{name}' but it has {', '.join(columns)}: rename "
         "them."
     )
+
+
+def _check_no_raters(columns: Sequence[str], name: str) -> None:
+    """Refuse a table that could be of the ISA layout and of the wide one, of which one would be lost."""
+    ends = [column.removeprefix("entity_") for column in columns if column.startswith("entity_")]
+    raters = [end for end in ends if end not in NO_RATERS and f"semantic_{end}" in columns]
+    if raters:
+        both = ", ".join(f"'{score}_{rater}'" for rater in raters for score in SCORES)
+        raise FederatedConfigError(
+            f"Expected either 'entity_score' and 'semantic_score' or columns of raters in '{name}' but it also has "
+            f"{both}: remove the columns that are not to be read, or rename the first two if 'score' is a rater."
+        )
 
 
 def _wide_raters(columns: Sequence[str], name: str) -> list[str]:

@@ -9,7 +9,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from pl_fed.isa.baselines import PENALTIES, clue_features, entity_features, fit_ridge, mean_embeddings
+from pl_fed.isa.baselines import PENALTIES, clue_features, entity_features, fit_ridge, mean_embeddings, word_features
 from pl_fed.isa.story import Finding, Story, render
 from tests.modules.tiny_models import VOCAB, save
 
@@ -37,8 +37,11 @@ def test_features_by_hand() -> None:
     text = render(told)
     (row,) = clue_features([text]).tolist()
     assert row == [len(text.split()), 2, 0, 0, 0, 0, 0, 0, 2]
-    objects, plain = entity_features(["Objects: cup (80%); lamp (40%)", "The red cat and the other red dog."])
-    assert objects.tolist() == [2] and plain.tolist() == [3], "cat, dog and red; stop words do not count"
+    (words,) = word_features(["The red cat and the other red dog."]).tolist()
+    assert words == [3], "cat, dog and red; stop words do not count"
+    texts = ["Objects: cup (80%); lamp (40%); cup (31%)", render(Story({}, "I see a cat, two dogs and a cat.")), ""]
+    assert entity_features(texts).tolist() == [[3, 2], [4, 2], [0, 0]]
+    assert entity_features([]).shape == (0, 2) and word_features([]).shape == (0, 1)
 
 
 def test_embeddings_are_means_of_each_text_alone(tmp_path: Path) -> None:

@@ -66,6 +66,24 @@ def test_isa_layout(tmp_path: Path) -> None:
     assert ratings.raters == ("mean",)
 
 
+def test_a_table_of_scores_is_of_the_isa_layout(tmp_path: Path) -> None:
+    """As `cli.py score` writes it: levels and uncertainties are no raters; nor is a column of one score only."""
+    row = {"file_name": "a.png", "entity_score": 0.375, "semantic_score": 0.875, "entity_1_to_5": 2.5}
+    row |= {"semantic_1_to_5": 4.5, "entity_uncertainty": 0.1, "semantic_uncertainty": 0.1, "entity_names": "cup"}
+    assert read_ratings(write(tmp_path / "r.csv", [row])).means().tolist() == [[0.375, 0.875]]
+
+
+def test_scores_beside_raters(tmp_path: Path) -> None:
+    """Whether the means or the raters are meant is for the user to say."""
+    rows = [{"file_name": "a.png", "entity_score": 3, "semantic_score": 5, "entity_B": 2, "semantic_B": 4}]
+    message = (
+        "either 'entity_score' and 'semantic_score' or columns of raters in '.*r.csv' but it also has 'entity_B', "
+        "'semantic_B': remove the columns that are not to be read, or rename the first two if 'score' is a rater"
+    )
+    with pytest.raises(FederatedConfigError, match=message):
+        read_ratings(write(tmp_path / "r.csv", rows))
+
+
 def test_names_of_any_characters(tmp_path: Path) -> None:
     """Commas, quotes, line breaks, spaces, other scripts; and names that tables like to take for something else."""
     names = ['a,"b".png', "two\nlines.png", " lead.png", "日本 é.png", "NA", "007", "1e5", "sub/x.png", "nan"]

@@ -70,6 +70,39 @@ def test_continuous_scores_against_levels() -> None:
         assert float(ours(torch.tensor(x), torch.tensor(y))) == pytest.approx(theirs(x, y).statistic, abs=1e-12)
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.floats(-9, 9), st.integers(-3, 3)), min_size=2, max_size=40))
+def test_kendall_counts_pairs(pairs: list[tuple[float, int]]) -> None:
+    """Pair by pair: the sum of the signs over the root of the pairs that are not tied."""
+    x, y = (np.array(side) for side in zip(*pairs, strict=True))
+    signs = [np.sign(side[:, None] - side)[np.triu_indices(len(side), 1)] for side in (x, y)]
+    free = [np.abs(sign).sum() for sign in signs]
+    found = float(kendall(torch.tensor(x), torch.tensor(y)))
+    if 0 in free:
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(float(signs[0] @ signs[1]) / math.sqrt(free[0] * free[1]), abs=1e-12)
+
+
+def test_kendall_of_many_different_scores() -> None:
+    """A table of the values of both would have 10^10 cells of 8 bytes."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=100_000)
+    y = x + rng.normal(size=100_000)
+    assert float(kendall(torch.tensor(x), torch.tensor(y))) == pytest.approx(
+        stats.kendalltau(x, y).statistic, abs=1e-12
+    )
+
+
+def test_correlations_stay_inside_their_range() -> None:
+    """Perfect agreement rounds to 1 and not above, with and without ties."""
+    for num in range(2, 200):
+        for x in (torch.arange(num), torch.arange(num) // 2 * 2 + 1):
+            for correlation in REFERENCES:
+                both = [float(correlation(x, x)), -float(correlation(x, -x))]
+                assert all(math.isnan(value) or 1 - 1e-12 < value <= 1.0 for value in both)
+
+
 @pytest.mark.parametrize("correlation", REFERENCES)
 def test_undefined_is_nan(correlation: object) -> None:
     """Nothing, one pair, a constant (also one that a mean would round), and a nan."""

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from PIL import Image
 
 from pl_fed.errors import FederatedConfigError
-from pl_fed.isa.extractors.offline import OBJECTS
+from pl_fed.isa.entities import listed_objects
 from pl_fed.isa.parsing import parse
 from pl_fed.isa.scorers.base import UNKNOWN, Score
-from pl_fed.isa.story import NONE, Story
+from pl_fed.isa.story import Story
 
-_LISTED = re.compile(rf"^{OBJECTS}: (?P<objects>.*)$", re.MULTILINE)
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _STOP_WORDS = frozenset(
     _WORD.findall(
@@ -63,11 +62,11 @@ class HeuristicScorer:
 
     def _counted(self, text: str) -> tuple[float, float]:
         story = parse(text)
-        objects = num_objects(story)
+        objects = listed_objects(story.description)
         entity = (
             self._saturate(len(content_words(story)), "words_scale")
             if objects is None
-            else self._saturate(objects, "objects_scale")
+            else self._saturate(len(objects), "objects_scale")
         )
         has_sections = text.strip() != story.description
         if has_sections or objects is not None:  # a list of objects tells nothing, however long it is
@@ -76,17 +75,6 @@ class HeuristicScorer:
 
     def _saturate(self, count: int, scale: str) -> float:
         return 1 - math.exp(-count / self._scales[scale])
-
-
-def num_objects(story: Story) -> int | None:
-    """Return the number of objects that a description lists; None if it lists none.
-
-    Example:
-        >>> num_objects(Story({}, "Objects: cup (80%); lamp (40%)")), num_objects(Story({}, "A cup and a lamp."))
-        (2, None)
-    """
-    found = _LISTED.search(story.description)
-    return None if found is None else sum(o.strip() not in ("", NONE) for o in found["objects"].split(";"))
 
 
 def content_words(story: Story) -> set[str]:
