@@ -99,7 +99,7 @@ class TextCache:
         fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, _byte(key))
 
     def __len__(self) -> int:
-        """Return the number of texts and errors."""
+        """Return the number of texts, single answers and errors."""
         with closing(self._database.execute("SELECT COUNT(*) FROM texts")) as rows:
             return int(rows.fetchone()[0])
 
