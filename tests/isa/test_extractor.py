@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
+from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.extraction import Extracted, Extraction
 from pl_fed.isa.extractor import ExtractionError, PromptedExtractor, TransientExtractionError, requests
 from pl_fed.isa.images import ImageFile
@@ -45,7 +47,7 @@ class Model(PromptedExtractor):
         name: Its name in the settings.
     """
 
-    def __init__(self, fails: str = "", error: type[ExtractionError] = ExtractionError, name: str = "m") -> None:
+    def __init__(self, fails: str = "", error: type[Exception] = ExtractionError, name: str = "m") -> None:
         self.fails, self.error, self.name = fails, error, name
         self.asked: list[str] = []
 
@@ -74,6 +76,15 @@ def test_an_answer_is_asked_for_once(tmp_path: Path) -> None:
     assert one(second, file, cache).text == Model().extract(loaded(picture(), tmp_path), "questions")
     assert second.asked == PROMPTS[7:]
     assert one(third, file, cache).text.endswith("Description: A thing 7.") and third.asked == []
+
+
+def test_a_refusal_that_ends_the_run_keeps_what_was_had(tmp_path: Path) -> None:
+    files, cache = [saved(tmp_path, f"{i}.png", i) for i in range(2)], tmp_path / "t.sqlite"
+    one(Model(), files[0], cache)
+    with TextCache(cache) as texts, pytest.raises(FederatedConfigError, match="it failed"):
+        list(Extraction(Model(PROMPTS[5], FederatedConfigError), "questions", texts).run(files))
+    second = Model()
+    assert [one(second, file, cache).error for file in files] == ["", ""] and second.asked == PROMPTS[5:]
 
 
 def test_a_lasting_error_waits_until_it_is_asked_for(tmp_path: Path) -> None:
