@@ -13,6 +13,7 @@ from PIL import Image
 
 from pl_fed.datamodules.decoding import UNREADABLE, open_upright
 from pl_fed.errors import FederatedConfigError
+from pl_fed.isa.images import unescaped
 
 CHECK_FORMAT = 1  # part of every key: raise it when the same file is judged in another way than before
 SEVERAL_VIEWS = ("MPO",)  # photographs with a preview or a second eye's view; the first is the picture
@@ -37,7 +38,7 @@ def check_images(folder: Path, names: Sequence[str], max_megapixels: float, cach
 
     Args:
         folder: Where they are.
-        names: Their names below the folder.
+        names: Their names below the folder, as they are or as `pl_fed.isa.images.printable` writes them.
         max_megapixels: Largest picture that is read at all, in millions of pixels.
         cache: Folder for what was found.
 
@@ -73,18 +74,20 @@ def _read(file: Path) -> dict[str, CheckedImage]:
 
 def _key(folder: Path, name: str, max_megapixels: float) -> str:
     try:
-        stat = os.stat(folder / name)
+        stat = os.stat(unescaped(folder / name))
     except (OSError, ValueError):  # a name that no file can have
         stat = None
     return json.dumps([CHECK_FORMAT, name, max_megapixels, stat and [stat.st_size, stat.st_mtime_ns]])
 
 
 def _check(folder: Path, name: str, max_megapixels: float) -> CheckedImage:
-    path = folder / name
+    path = unescaped(folder / name)
     if os.path.isabs(name) or Path(os.path.normpath(name)).parts[:1] == ("..",):
         return CheckedImage(reason="the name leads out of the folder")
     if not os.path.isfile(path):
         return CheckedImage(reason="there is no such file")
+    if str(path) != str(path).encode("utf-8", "replace").decode():
+        return CheckedImage(reason="its path is no UTF-8; rename it")
     if path.stat().st_size == 0:
         return CheckedImage(reason="the file is empty")
     with warnings.catch_warnings():

@@ -24,6 +24,7 @@ from pl_fed.datamodules.sources import Rows
 from pl_fed.datamodules.tokens import TokenTable, tokenise_once
 from pl_fed.datamodules.vocabulary import check_vocabulary, find_tokenizer, pad_token_id, tokenizer_hash
 from pl_fed.errors import FederatedConfigError
+from pl_fed.isa.images import unescaped
 from pl_fed.isa.story_encoder import FORMAT, StoryEncoder, share_cut
 from pl_fed.loaders import RoundLoader
 
@@ -203,7 +204,7 @@ def rated_table(rated: RatedSet, folder: Path) -> datasets.Dataset:
     scores = np.stack([image.scores for image in rated.images])  # (images, 2)
     levels = np.rint(1 + 4 * scores).astype(int).T.tolist()
     columns: dict[str, list[Any]] = {
-        "image": [str(folder / image.file_name) for image in rated.images],
+        "image": [str(unescaped(folder / image.file_name)) for image in rated.images],
         "row": list(range(len(rated.images))),
         GROUP: [image.group for image in rated.images],
         "entity_level": levels[0],

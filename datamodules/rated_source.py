@@ -10,6 +10,7 @@ import numpy as np
 
 from pl_fed.datamodules.rated_checks import check_images
 from pl_fed.errors import FederatedConfigError
+from pl_fed.isa.images import printable
 from pl_fed.isa.ratings import Missing, RatedImage, Ratings, Scale, read_ratings
 from pl_fed.isa.ratings_tables import read_table
 
@@ -93,7 +94,7 @@ def load_rated(source: RatedSource, cache: Path) -> RatedSet:
         FederatedConfigError: If an image cannot be used and `source.unusable` is ``error``, or none can.
     """
     ratings = read_ratings(source.ratings, source.scale, source.missing)
-    texts = {kind: read_texts(path, kind) for kind, path in (source.texts or {}).items()}
+    texts = {kind: _by_either_name(read_texts(path, kind)) for kind, path in (source.texts or {}).items()}
     folder = Path(source.images).expanduser()
     checked = check_images(folder, ratings.file_names, source.max_megapixels, cache)
     used, left_out = [], {}
@@ -106,7 +107,7 @@ def load_rated(source: RatedSource, cache: Path) -> RatedSet:
     seen = {image.file_name for image in used} | {name for name, _ in left_out}
     left_out |= {(name, ""): LeftOut(name, "nobody has rated it") for name in ratings.file_names if name not in seen}
     _check_left_out(list(left_out.values()), len(used), source)
-    by_kind = {kind: [found[image.file_name] for image in used] for kind, found in texts.items()}
+    by_kind = {kind: [_text(found, image.file_name) for image in used] for kind, found in texts.items()}
     contents = [checked[image.file_name].content for image in used]
     return RatedSet(used, contents, by_kind, list(left_out.values()), ratings)
 
@@ -114,8 +115,17 @@ def load_rated(source: RatedSource, cache: Path) -> RatedSet:
 def _lacks(image: RatedImage, texts: Mapping[str, Mapping[str, str]]) -> str:
     if np.isnan(image.scores).any():
         return "nobody has rated it" if np.isnan(image.scores).all() else "one of the two scores has no rating"
-    without = [kind for kind, found in texts.items() if not found.get(image.file_name, "").strip()]
+    without = [kind for kind, found in texts.items() if not _text(found, image.file_name).strip()]
     return f"there is no text of kind '{without[0]}'" if without else ""
+
+
+def _by_either_name(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return texts by the name that each has and the one that tables write, which differ where it has a line break."""
+    return {printable(name): text for name, text in texts.items()} | dict(texts)
+
+
+def _text(texts: Mapping[str, str], name: str) -> str:
+    return texts.get(name) or texts.get(printable(name), "")
 
 
 def _check_left_out(left_out: Sequence[LeftOut], num_used: int, source: RatedSource) -> None:

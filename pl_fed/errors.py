@@ -5,6 +5,16 @@ class FederatedConfigError(ValueError):
     """The configuration of rounds, clients or rules cannot work."""
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return what an error says, for one sentence: the first line, or the error's kind if it says nothing.
+
+    Example:
+        >>> first_line(EOFError()), first_line(OSError("no space\nat all"))
+        ('EOFError', 'no space')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class ClientFailureError(RuntimeError):
     """One client's contribution to a round cannot be used; the round goes on without it.
 

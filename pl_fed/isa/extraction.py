@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pl_fed.isa.extractor import ExtractionError, Extractor, TransientExtractionError, check_mode
+from pl_fed.isa.extractor import ExtractionError, Extractor, PromptedExtractor, TransientExtractionError, check_mode
 from pl_fed.isa.images import ImageFile, ImageReadError, LoadedImage, read_image
 from pl_fed.isa.story import Mode
 from pl_fed.isa.text_cache import CachedText, TextCache, cache_key
@@ -119,7 +119,7 @@ class Extraction:
         if self._failures >= _MAX_FAILURES:
             return CachedText(error=f"not tried, since the {_MAX_FAILURES} images before got no answer"), False
         try:
-            text = self.extractor.extract(image, self.mode)
+            text = self._ask(image)
         except TransientExtractionError as error:
             self._failures += 1
             return CachedText(error=str(error)), False
@@ -129,6 +129,12 @@ class Extraction:
         self._failures = 0
         self.num_extracted += 1
         return CachedText(text), True
+
+    def _ask(self, image: LoadedImage) -> str:
+        if not isinstance(self.extractor, PromptedExtractor):
+            return self.extractor.extract(image, self.mode)
+        with self.extractor.keeping(self.cache):
+            return self.extractor.extract(image, self.mode)
 
     def _result(self, image: LoadedImage, found: CachedText) -> Extracted:
         twin = self._seen.setdefault(image.sha256, image.file.name)

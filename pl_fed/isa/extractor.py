@@ -1,7 +1,8 @@
 """What every extractor is: from an image to a text, in one of three modes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -11,6 +12,7 @@ from pl_fed.isa.images import LoadedImage
 from pl_fed.isa.parsing import facts, parse
 from pl_fed.isa.prompts import DESCRIBE, MAX_ANSWER_TOKENS, MAX_NEW_TOKENS, PROMPT_VERSION, QUESTIONS, REASON
 from pl_fed.isa.story import MODES, Finding, Mode, Story, render
+from pl_fed.isa.text_cache import CachedText, TextCache, cache_key
 
 
 class ExtractionError(RuntimeError):
@@ -61,6 +63,7 @@ class PromptedExtractor(Extractor):
     """An extractor that asks a model."""
 
     prompt_version = PROMPT_VERSION
+    _answers: TextCache | None = None
 
     @abstractmethod
     def ask(self, image: Image.Image, prompt: str, max_new_tokens: int) -> str:
@@ -70,16 +73,41 @@ class PromptedExtractor(Extractor):
         """Ask for a description, for all sections at once, or section by section."""
         check_mode(mode)
         if mode == "questions":
-            return render(self._by_questions(image.pixels))
+            return render(self._by_questions(image))
         text = self.ask(image.pixels, DESCRIBE if mode == "naive" else REASON, MAX_NEW_TOKENS).strip()
         if not text:
             raise ExtractionError("the model answered nothing")
         return text
 
-    def _by_questions(self, image: Image.Image) -> Story:
-        answers = {key: facts(self.ask(image, question, MAX_ANSWER_TOKENS)) for key, question in QUESTIONS.items()}
+    @contextmanager
+    def keeping(self, answers: TextCache | None) -> Iterator[None]:
+        """Keep the single answers of the mode ``questions`` meanwhile, so that none is asked for again.
+
+        Args:
+            answers: Where; None keeps none.
+        """
+        before, self._answers = self._answers, answers
+        try:
+            yield
+        finally:
+            self._answers = before
+
+    def _by_questions(self, image: LoadedImage) -> Story:
+        answers = {key: facts(self._kept(image, question, MAX_ANSWER_TOKENS)) for key, question in QUESTIONS.items()}
         findings = {key: Finding(clues) for key, clues in answers.items() if clues}
-        return Story(findings, parse(self.ask(image, DESCRIBE, MAX_NEW_TOKENS)).description)
+        return Story(findings, parse(self._kept(image, DESCRIBE, MAX_NEW_TOKENS)).description)
+
+    def _kept(self, image: LoadedImage, prompt: str, max_new_tokens: int) -> str:
+        """Return the answer that is kept, or a new one, which is kept before the next question is asked."""
+        if self._answers is None:
+            return self.ask(image.pixels, prompt, max_new_tokens)
+        settings = {**self.settings, "question": prompt, "tokens": max_new_tokens}
+        key = cache_key(image.sha256, settings)
+        known = self._answers.get(key)
+        if known is None:
+            known = CachedText(self.ask(image.pixels, prompt, max_new_tokens))
+            self._answers.put(key, image.sha256, settings, known)
+        return known.text
 
 
 def requests(mode: Mode) -> list[tuple[str, int]]:

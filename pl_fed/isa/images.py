@@ -4,6 +4,7 @@ import glob
 import hashlib
 import io
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -103,12 +104,38 @@ def _is_image(file: Path, folder: Path) -> bool:
 def printable(name: str) -> str:
     r"""Return a name that every table can hold: bytes that are no UTF-8 and line breaks are written as escapes.
 
+    Spaces of any kind stay, such as the narrow one in the names of screenshots, so that tables join by the real names.
+
     Example:
         >>> printable("a\nb" + b"\xff".decode(errors="surrogateescape"))
         'a\\nb\\xff'
     """
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() or c in "\u200d\u3000" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(map(_printable, name))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable() or character == "\u200d" or unicodedata.category(character) == "Zs":
+        return character
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a name that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def unescaped(path: Path) -> Path:
+    """Return where a path leads in which a table has the escapes of `printable`; the path itself if nowhere else."""
+    found = Path(path.anchor)
+    for part in path.relative_to(found).parts:
+        plain = found / part
+        escaped = "\\" in part and not os.path.exists(plain)
+        found = next((found / n for n in _names(found) if printable(n) == part), plain) if escaped else plain
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (OSError, ValueError):  # no folder, or no name of one
+        return []
 
 
 def read_image(file: ImageFile) -> LoadedImage:

@@ -8,6 +8,7 @@
 """
 
 import math
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,10 +133,11 @@ def _number(row: TableRow, column: str) -> float:
         return math.nan
     try:
         value = math.inf if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.inf
     if math.isinf(value):
         raise FederatedConfigError(
-            f"Expected a number in column '{column}' of {row.place} but got {cell!r}: write ratings like 3 or 0.5."
+            f"Expected a number in column '{column}' of {row.place} but got {reprlib.repr(cell)}: write "
+            "ratings like 3 or 0.5."
         )
     return value

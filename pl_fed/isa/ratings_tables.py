@@ -90,7 +90,7 @@ def _jsonl(path: Path) -> Iterator[TableRow]:
             place = f"'{path.name}', line {number}"
             try:
                 cells = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # too many digits, or levels
                 raise FederatedConfigError(f"Expected JSON in {place} but got: {error}; mend the line.") from error
             if not isinstance(cells, dict):
                 raise FederatedConfigError(

@@ -1,8 +1,8 @@
 """Chooses images by their scores: a story rich enough, in a picture neither empty nor crowded."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.tables import Row
@@ -80,8 +80,27 @@ def _checked(row: Row) -> bool:
     values = [row["entity_score"], row["semantic_score"]]
     if row["semantic_score"] is None:
         return False
-    if not all(v is None or (isinstance(v, (int, float)) and not math.isnan(v) and 0 <= v <= 1) for v in values):
+    if not all(v is None or (isinstance(v, (int, float)) and 0 <= v <= 1) for v in values):
         raise FederatedConfigError(
             f"Expected scores from 0 to 1 but '{row['file_name']}' has {values}: for levels use (level - 1) / 4."
         )
+    if not (_is_text(row.get("description")) and all(map(_is_finding, _list(row.get("clues"))))):
+        raise FederatedConfigError(
+            f"Expected a text in `description` and sections in `clues` but '{row['file_name']}' has other values: give"
+            " a table that `score` wrote."
+        )
     return True
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _list(value: Any) -> list[Any]:
+    """Return what stands for findings; something that is none if it is no list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _is_finding(value: Any) -> bool:
+    known = isinstance(value, dict) and {"section", "clues", "conclusion"} <= value.keys()
+    return known and isinstance(value["clues"], list)

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pl_fed.isa.html import data_uri, page
-from pl_fed.isa.images import ImageFile, ImageReadError, printable, read_image
+from pl_fed.isa.images import ImageFile, ImageReadError, printable, read_image, unescaped
 from pl_fed.isa.rubric import RUBRICS, to_level
 from pl_fed.isa.tables import Row
 
@@ -33,18 +33,9 @@ def find_image(row: Row, folder: Path | None) -> Image.Image | None:
     name = str(row["file_name"])
     path = folder / name if folder is not None else Path(str(row.get("path") or name))
     try:
-        return read_image(ImageFile(_unescaped(path), name)).pixels
+        return read_image(ImageFile(unescaped(path), name)).pixels
     except (ImageReadError, OSError, ValueError):  # a zero byte in a name
         return None
-
-
-def _unescaped(path: Path) -> Path:
-    """Return where a path leads in which a table has escapes for what it cannot hold."""
-    found = Path(path.anchor)
-    for part in path.relative_to(found).parts:
-        plain = found / part
-        found = plain if plain.exists() else next((f for f in found.iterdir() if printable(f.name) == part), plain)
-    return found
 
 
 def caption(row: Row) -> str:

@@ -93,7 +93,7 @@ def read_rows(path: str | Path) -> list[Row]:
     check_ending(path, setting="scores")
     try:
         rows = _READERS[Path(path).suffix.lower()](Path(path))
-    except (OSError, ValueError, csv.Error, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, csv.Error, pyarrow.ArrowException) as error:
         raise FederatedConfigError(
             f"Expected `scores` to be a table but '{path}' cannot be read ({error}): give one that `score` wrote."
         ) from error
@@ -129,7 +129,10 @@ def _cell(name: str, value: Any) -> Any:
 
 def _from_csv(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8-sig") as stream:
-        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(stream)]
+        rows = list(csv.DictReader(stream))
+    if any(None in row for row in rows):
+        raise ValueError("a row with more cells than the first line")
+    return [{name: _value(name, text) for name, text in row.items()} for row in rows]
 
 
 def _value(name: str, text: str | None) -> Any:

@@ -5,8 +5,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -73,18 +73,33 @@ class TextCache:
 
     def get(self, key: str) -> CachedText | None:
         """Return what is known, or None."""
-        with closing(self._database.execute("SELECT text, error FROM texts WHERE key = ?", (key,))) as rows:
-            row = rows.fetchone()
+        with self._in_a_sentence():
+            row = self._database.execute("SELECT text, error FROM texts WHERE key = ?", (key,)).fetchone()
         return None if row is None else CachedText(row[0] or "", row[1])
 
     def put(self, key: str, sha256: str, settings: Mapping[str, Any], found: CachedText) -> None:
-        """Keep what an extractor gave, in place of an older result."""
+        """Keep what an extractor gave, in place of an older result.
+
+        Raises:
+            FederatedConfigError: If the disk is full, or the file can no longer be written.
+        """
         values = (key, sha256, _as_json(settings), found.text, found.error)
         # Lone surrogates, which a model can write, have no UTF-8.
         clean = [v if v is None else v.encode("utf-8", "replace").decode() for v in values]
-        self._database.execute(
-            "INSERT OR REPLACE INTO texts (key, image, settings, text, error) VALUES (?, ?, ?, ?, ?)", clean
-        )
+        with self._in_a_sentence():
+            self._database.execute(
+                "INSERT OR REPLACE INTO texts (key, image, settings, text, error) VALUES (?, ?, ?, ?, ?)", clean
+            )
+
+    @contextmanager
+    def _in_a_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise FederatedConfigError(
+                f"Expected to read and write the texts in `cache` '{self.path}' but got: {error}; make room on its disk"
+                " or give another path, and run again: what was had before is kept."
+            ) from error
 
     def claim(self, key: str) -> bool:
         """Say whether this process may work on `key`: no other one is at it. The end of a process ends its claims."""
@@ -99,7 +114,7 @@ class TextCache:
         fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, _byte(key))
 
     def __len__(self) -> int:
-        """Return the number of texts and errors."""
+        """Return the number of texts, single answers and errors."""
         with closing(self._database.execute("SELECT COUNT(*) FROM texts")) as rows:
             return int(rows.fetchone()[0])
 

@@ -1,5 +1,7 @@
 """Odd image files and texts beside ratings: each is used as it should be, or left out with a reason."""
 
+import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +16,7 @@ from pl_fed.datamodules import RatedSource
 from pl_fed.datamodules.rated_checks import CheckedImage, check_images
 from pl_fed.datamodules.rated_source import read_texts
 from pl_fed.errors import FederatedConfigError
+from pl_fed.isa.images import find_images, printable
 from tests.helpers.rated import NO_SPLITS, rated_data, write_rated
 
 ONE = {"partitioner": IidPartitioner(1), "splits": NO_SPLITS}
@@ -189,3 +192,32 @@ def test_refused_texts(tmp_path: Path, content: str, message: str | None) -> Non
 def test_refused_sources(change: dict[str, Any], message: str) -> None:
     with pytest.raises(FederatedConfigError, match=message):
         RatedSource("ratings.csv", "images", **change)
+
+
+@pytest.mark.parametrize("rated", ["real", "printable"])
+@pytest.mark.parametrize("told", ["real", "printable"])
+def test_names_that_tables_write_in_another_way_join(tmp_path: Path, rated: str, told: str) -> None:
+    """Ratings and texts may have the real name, or that of `rate` and `extract`; both lead to the file's pixels."""
+    names = ["Screenshot 9.41.00\u202fAM.png", "two\nlines.png", "a\xa0\x1bb.png", "back\\nslash.png"]
+    (tmp_path / "images").mkdir()
+    for i, name in enumerate(names):
+        Image.new("RGB", (6, 6), (i, i, i)).save(tmp_path / "images" / name)
+    written = {"real": names, "printable": [printable(name) for name in names]}
+    assert {file.name for file in find_images([tmp_path / "images"])} == set(written["printable"])
+    ratings = [{"file_name": name, "entity_score": 0.5, "semantic_score": 0.25} for name in written[rated]]
+    texts = [{"file_name": name, "model_output": f"text {i}"} for i, name in enumerate(written[told])]
+    for rows, file in ((ratings, "ratings.jsonl"), (texts, "texts.jsonl")):
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"ratings": str(tmp_path / "ratings.jsonl"), "texts": {"cot": str(tmp_path / "texts.jsonl")}}
+    data = rated_data(tmp_path, source, **ONE)
+    assert not data.left_out
+    for i, example in enumerate(data._examples[k] for k in range(len(names))):
+        assert example["texts"] == {"cot": f"text {i}"} and example["image"].max() == i
+
+
+def test_a_name_that_is_no_text_has_a_reason(tmp_path: Path) -> None:
+    """Such a path fits into no table of images."""
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (6, 6)).save(tmp_path / name, "PNG")
+    found = check_images(tmp_path, [r"caf\xe9.png", "\ud800.png"], 1.0, tmp_path / "cache")
+    assert [image.reason for image in found.values()] == ["its path is no UTF-8; rename it", "there is no such file"]

@@ -30,6 +30,13 @@ def loaded(image: Image.Image, folder: Path) -> LoadedImage:
     return read_image(ImageFile(folder / "picture.png", "picture.png"))
 
 
+def row(name: str, entity: float | None, semantic: float | None, **more: Any) -> dict[str, Any]:
+    """A row of scores."""
+    levels = {"entity_1_to_5": entity and 1 + 4 * entity, "semantic_1_to_5": semantic and 1 + 4 * semantic}
+    scores = {"entity_score": entity, "semantic_score": semantic, **levels}
+    return {"file_name": name, **scores, "clues": [], "description": "", "error": "", "path": name, **more}
+
+
 class Recorder(Extractor):
     """Answers with the image's hash and fails for chosen names.
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.isa import images
-from pl_fed.isa.images import ImageFile, ImageReadError, find_images, printable, read_image, shrink
+from pl_fed.isa.images import ImageFile, ImageReadError, find_images, printable, read_image, shrink, unescaped
 from tests.helpers.isa import picture
 
 
@@ -150,6 +150,23 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     (found,) = find_images([tmp_path])
     assert found.name == r"caf\xe9\n.png" and read_image(found).pixels.size == (40, 30)
     assert printable("猫 'a\"<b>.png") == "猫 'a\"<b>.png"
+
+
+def test_spaces_of_names_stay() -> None:
+    """What a Mac writes before AM, a space that does not break, a wide one; other separators end a line."""
+    name = "Screenshot 9.41.00\u202fAM\xa0\u3000.png"
+    assert printable(name) == name and printable("\u2028\u2029\x1b\ud800\0") == r"\u2028\u2029\x1b\ud800\x00"
+
+
+def test_escapes_lead_back_to_the_file(tmp_path: Path) -> None:
+    """A name that has a backslash itself wins over one that is written so."""
+    for name in ("a\nb/c\td.png", "a\nb/e\\tf.png", "a\nb/e\tf.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert unescaped(tmp_path / r"a\nb" / r"c\td.png") == tmp_path / "a\nb/c\td.png"
+    assert unescaped(tmp_path / r"a\nb" / r"e\tf.png") == tmp_path / "a\nb" / r"e\tf.png"
+    for name in (r"a\nb/no\ne.png", r"no\ne/x\ny.png", r"a\nb/c\td.png/x\ny", "\0.png"):
+        assert not unescaped(tmp_path / name).exists()
 
 
 def test_shrink_keeps_the_shape() -> None:

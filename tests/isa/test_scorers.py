@@ -157,6 +157,10 @@ def test_other_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         scores(CheckpointScorer(checkpoint(tmp_path / "a.ckpt", Untrained)), "text")
     with pytest.raises(FederatedConfigError, match="with a method `score` but got one of 'nowhere.Module'"):
         scores(CheckpointScorer(checkpoint(tmp_path / "a.ckpt", Trained), "nowhere.Module"), "text")
-    (tmp_path / "b.ckpt").write_text("rubbish")
-    with pytest.raises(FederatedConfigError, match="`scorer.path` to be a checkpoint but .*b.ckpt' cannot be read"):
-        scores(CheckpointScorer(str(tmp_path / "b.ckpt")), "text")
+    for content in ("rubbish", ""):
+        (tmp_path / "b.ckpt").write_text(content)
+        with pytest.raises(FederatedConfigError, match="`scorer.path` to be a checkpoint but .*b.ckpt' cannot be read"):
+            scores(CheckpointScorer(str(tmp_path / "b.ckpt")), "text")
+    torch.save([1], tmp_path / "c.ckpt")
+    with pytest.raises(FederatedConfigError, match="`scorer.path` to be a checkpoint but .*c.ckpt' holds a list"):
+        scores(CheckpointScorer(str(tmp_path / "c.ckpt")), "text")

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,15 +24,9 @@ from pl_fed.isa.scorers import Score
 from pl_fed.isa.selection import Criteria, select
 from pl_fed.isa.sheet import find_image, write_html, write_png
 from pl_fed.isa.tables import check_output, read_rows, write_rows
-from tests.helpers.isa import picture, saved
+from tests.helpers.isa import picture, row, saved
 
 EVIL = '</script><img src=x onerror="alert(1)">&猫.png'
-
-
-def row(name: str, entity: float | None, semantic: float | None, **more: Any) -> dict[str, Any]:
-    levels = {"entity_1_to_5": entity and 1 + 4 * entity, "semantic_1_to_5": semantic and 1 + 4 * semantic}
-    scores = {"entity_score": entity, "semantic_score": semantic, **levels}
-    return {"file_name": name, **scores, "clues": [], "description": "", "error": "", "path": name, **more}
 
 
 CLUES = [{"section": "Mental state", "clues": ["<b>a smile</b>", "=1+1"], "conclusion": "glad"}]
@@ -66,41 +59,19 @@ def test_texts_that_no_file_can_hold(tmp_path: Path) -> None:
 def test_other_tables(tmp_path: Path) -> None:
     with pytest.raises(FederatedConfigError, match="`output` to end in .csv, .jsonl, .json, .parquet but got 't.txt'"):
         write_rows(ROWS, "t.txt")
-    for name, content in (("t.json", "{"), ("t.parquet", "x"), ("t.jsonl", "{}\nx")):
+    for name, content in (
+        ("t.json", "{"),
+        ("t.parquet", "x"),
+        ("t.jsonl", "{}\nx"),
+        ("t.csv", "file_name\na,b\n"),
+        ("t.json", "[" * 100_000),
+    ):
         (tmp_path / name).write_text(content)
         with pytest.raises(FederatedConfigError, match=f"`scores` to be a table but .*{name}' cannot be read"):
             read_rows(tmp_path / name)
     (tmp_path / "n.json").write_text("[1]")
     with pytest.raises(FederatedConfigError, match="rows with named columns"):
         read_rows(tmp_path / "n.json")
-
-
-def test_selection_by_hand() -> None:
-    rows = [row("a", 0.5, 0.9), row("b", 0.9, 0.95), row("c", 0.4, 0.5), row("d", 0.6, 0.5), row("e", None, None)]
-    rows += [row("f", 0.5, 0.4)]
-    assert [r["file_name"] for r in select(rows, Criteria(0.5, (0.4, 0.6)))] == ["a", "c", "d"]
-    assert [r["file_name"] for r in select(rows, Criteria(0.5, (0.4, 0.6), top=2))] == ["a", "c"]
-    assert select(rows, Criteria(1.0)) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"min_ss": 3.0}, "`min_ss` from 0 to 1 but got 3.0"),
-        ({"es": (0.6, 0.4)}, "`es` to be a lowest and a highest score from 0 to 1 but got"),
-        ({"top": 0}, "`top` of at least 1 but got 0"),
-    ],
-)
-def test_criteria_that_cannot_be_met(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(FederatedConfigError, match=message):
-        Criteria(**options)
-
-
-def test_rows_that_are_no_scores() -> None:
-    with pytest.raises(FederatedConfigError, match="but got none called semantic_score"):
-        select([{"file_name": "a", "entity_score": 1}], Criteria())
-    with pytest.raises(FederatedConfigError, match="scores from 0 to 1 but 'a' has .3, 4."):
-        select([{"file_name": "a", "entity_score": 3, "semantic_score": 4}], Criteria())
 
 
 def test_png_sheet(tmp_path: Path) -> None:
@@ -220,9 +191,9 @@ def test_images_whose_names_no_table_holds_are_found(tmp_path: Path) -> None:
     files = find_images([tmp_path])
     rows = [make_row(Extracted(file, "A text."), Score(0.5, 0.5, 0.1, 0.1)) for file in files]
     write_rows(rows, tmp_path / "s.csv")
-    for number, row in enumerate(read_rows(tmp_path / "s.csv")):
+    for number, written in enumerate(read_rows(tmp_path / "s.csv")):
         for folder in (None, tmp_path):
-            found = find_image(row, folder)
+            found = find_image(written, folder)
             assert found is not None and np.array_equal(np.asarray(found), np.asarray(picture(number)))
 
 

@@ -107,6 +107,20 @@ def test_the_key_depends_on_everything() -> None:
     assert len(set(keys)) == 3 and keys[0] == cache_key("0", {"b": 2, "a": 1})
 
 
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    """SQLite is told that the file may have no more than ten pages."""
+    path = tmp_path / "t.sqlite"
+    with TextCache(path) as cache:
+        cache.put("a", "0", {}, CachedText("kept"))
+        cache._database.execute("PRAGMA max_page_count = 10")
+        with pytest.raises(FederatedConfigError, match=r"t.sqlite' but got: database or disk is full; make room on"):
+            cache.put("b", "0", {}, CachedText("x" * 100_000))
+        assert cache.get("a") == CachedText("kept") and cache.get("b") is None
+        cache._database.execute("DROP TABLE texts")
+        with pytest.raises(FederatedConfigError, match="Expected to read and write the texts in `cache` .* no such"):
+            cache.get("a")
+
+
 @pytest.mark.parametrize("content", [None, b"not a database, but long enough to be looked at" * 100])
 def test_a_file_that_is_no_cache(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "t.sqlite"

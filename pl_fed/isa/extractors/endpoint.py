@@ -72,8 +72,7 @@ class EndpointExtractor(PromptedExtractor):
             )
         self._base_url, self._model, self._temperature = base_url.rstrip("/"), model, temperature
         self._max_tokens, self._max_side, self._price = max_tokens, max_side, price or Price()
-        key = os.environ.get(api_key_variable)
-        self._post = JsonPoster(f"{self._base_url}/chat/completions", key, patience or Patience())
+        self._post = JsonPoster(f"{self._base_url}/chat/completions", _key(api_key_variable), patience or Patience())
         self._num_sent, self._num_received, self._guessed = 0, 0, False
 
     @property
@@ -128,6 +127,21 @@ class EndpointExtractor(PromptedExtractor):
         self._guessed |= not (isinstance(sent, int) and isinstance(received, int))
         self._num_sent += sent if isinstance(sent, int) else len(prompt) // _CHARACTERS_PER_TOKEN
         self._num_received += received if isinstance(received, int) else len(text) // _CHARACTERS_PER_TOKEN
+
+
+def _key(variable: str) -> str | None:
+    """Return the key that a variable holds, without the line end that a file may have left; None if it holds none.
+
+    Raises:
+        FederatedConfigError: If no header can hold it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise FederatedConfigError(
+            f"Expected the key in the environment variable '{variable}' to be printable ASCII but got other characters:"
+            " set it again, without line breaks inside."
+        )
+    return key or None
 
 
 def _text(answer: Mapping[str, Any]) -> str:

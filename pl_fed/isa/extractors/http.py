@@ -20,7 +20,7 @@ from pl_fed.errors import FederatedConfigError
 from pl_fed.isa.extractor import ExtractionError, TransientExtractionError
 
 _LATER = frozenset({408, 409, 425, 429})  # besides everything from 500 on
-_OURS = frozenset({401, 403, 404})  # no image will ever get through
+_BODY = frozenset({400, 413, 415, 422})  # what is wrong is what was sent; with any other one nothing will get through
 _FAILED_TRY = (
     httpx.HTTPError,
     httpx.InvalidURL,
@@ -81,7 +81,7 @@ class JsonPoster:
             check: Fails with a LookupError or TypeError for an answer that is none; it then counts as a failed try.
 
         Raises:
-            FederatedConfigError: If the server refuses us, or knows no such model.
+            FederatedConfigError: If the server refuses us, is elsewhere, or knows no such model.
             ExtractionError: If it refuses this body.
             TransientExtractionError: If no try brought an answer.
         """
@@ -93,7 +93,7 @@ class JsonPoster:
             asked = None
             try:
                 status, retry_after, answer = self._try(content, headers)
-                if status == 200:
+                if 200 <= status < 300:
                     found = json.loads(answer)
                     check(found)
                     return dict(found)
@@ -127,19 +127,24 @@ class JsonPoster:
             FederatedConfigError: If it is us.
             ExtractionError: If it is the body.
         """
-        detail = self._hide(" ".join(answer.decode("utf-8", "replace").split()))[:_MAX_DETAIL]
+        detail = " ".join(self._hide(answer.decode("utf-8", "replace")).split())[:_MAX_DETAIL]
         problem = f"status {status}{': ' + detail if detail else ''}"
         if status in _LATER or status >= 500:
             return problem
-        if status in _OURS:
-            raise FederatedConfigError(
-                f"Expected the endpoint '{self._url}' to accept the request but got {problem}: check `base_url`, "
-                "`model` and the key in the variable that `api_key_variable` names."
-            )
-        raise ExtractionError(f"the endpoint refused the request, {problem}")
+        if status in _BODY:
+            raise ExtractionError(f"the endpoint refused the request, {problem}")
+        raise FederatedConfigError(
+            f"Expected the endpoint '{self._url}' to accept the request but got {problem}: check `base_url`, `model`, "
+            "the key in the variable that `api_key_variable` names, and the credit of its account."
+        )
 
     def _hide(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        """Return a text without the key, also as Python or JSON would quote it."""
+        if not self._key:
+            return text
+        for form in (self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1]):
+            text = text.replace(form, "***")
+        return text
 
     def _wait(self, attempt: int) -> float:
         """Return a time around the doubling one, half to one and a half of it."""
@@ -199,7 +204,7 @@ def _seconds(retry_after: str | None) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(retry_after)
-        except ValueError:
+            seconds = (date - datetime.now(date.tzinfo and UTC)).total_seconds()
+        except (ValueError, TypeError, LookupError, OverflowError):
             return None
-        seconds = (date - datetime.now(date.tzinfo and UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pl_fed.assets import hub_or_caches, resolve_model
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, first_line
 from pl_fed.isa.extractor import ExtractionError, PromptedExtractor
 from pl_fed.isa.images import LoadedImage
 from pl_fed.isa.story import Mode
@@ -101,7 +101,7 @@ class LocalExtractor(PromptedExtractor):
             limit = min(max_new_tokens, self._max_new_tokens)
             ids = model.generate(**inputs, max_new_tokens=limit, do_sample=False)
         except (RuntimeError, ValueError, IndexError) as error:  # out of memory too
-            raise ExtractionError(f"the model failed: {str(error).splitlines()[0]}") from error
+            raise ExtractionError(f"the model failed: {first_line(error)}") from error
         # Decoder-only models repeat the prompt; BLIP was given none, or one that is the caption's beginning.
         repeats = not model.config.is_encoder_decoder and model.config.model_type != "blip"
         start = inputs["input_ids"].shape[1] if repeats else 0
@@ -135,7 +135,7 @@ class LocalExtractor(PromptedExtractor):
             except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
                 raise FederatedConfigError(
                     f"Expected `extractor.model` to be a vision-language model but '{self._name}' did not load as one "
-                    f"({str(error).strip().splitlines()[0]}): check the name, and install what it needs."
+                    f"({first_line(error)}): check the name, and install what it needs."
                 ) from error
             self._loaded = processor, (model if more else model.to(p.device)).eval()
         return self._loaded

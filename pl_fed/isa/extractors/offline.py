@@ -11,7 +11,7 @@ from typing import Any
 from lightning.fabric.utilities import rank_zero_warn
 
 from pl_fed.assets import AssetFetchError
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, first_line
 from pl_fed.isa.extractor import Extractor, check_mode
 from pl_fed.isa.extractors.classifier import NAMES, WEIGHTS, NamedObject, ObjectNamer
 from pl_fed.isa.extractors.statistics import Statistics, measure
@@ -74,7 +74,7 @@ class OfflineDescriber(Extractor):
                 self._namer = ObjectNamer.load(self._threshold)
             except AssetFetchError as error:
                 self._wanted = False
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 rank_zero_warn(f"OfflineDescriber names no objects: its classifier could not be fetched ({reason}).")
         return self._namer
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from pl_fed._lightning import LightningModule
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, first_line
 from pl_fed.isa.scorers.base import Score, Scorer
 
 _CLASS = "_class_path"  # where Lightning's command line keeps it among the hyperparameters
@@ -39,9 +39,14 @@ class CheckpointScorer:
         except Exception as error:  # torch and pickle have many ways to say it
             raise FederatedConfigError(
                 f"Expected `scorer.path` to be a checkpoint but '{self._path}' cannot be read "
-                f"({str(error).splitlines()[0]}): give the path of one."
+                f"({first_line(error)}): give the path of one."
             ) from error
-        name = self._class_path or content.get("hyper_parameters", {}).get(_CLASS)
+        if not isinstance(content, dict):
+            raise FederatedConfigError(
+                f"Expected `scorer.path` to be a checkpoint but '{self._path}' holds a {type(content).__name__}: give "
+                "the path of one."
+            )
+        name = self._class_path or (content.get("hyper_parameters") or {}).get(_CLASS)
         try:
             found = locate(name) if name else None
         except ErrorDuringImport as error:

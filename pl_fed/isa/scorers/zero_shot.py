@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pl_fed.assets import hub_or_caches, resolve_model
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, first_line
 from pl_fed.isa.rubric import NUM_LEVELS, RUBRICS, Rubric
 from pl_fed.isa.scorers.base import Score
 from pl_fed.isa.shortening import shorten
@@ -87,7 +87,7 @@ class ZeroShotScorer:
             except (OSError, ValueError, KeyError, AttributeError) as error:
                 raise FederatedConfigError(
                     f"Expected `scorer.model` to be a causal language model but '{self._name}' did not load as one "
-                    f"({str(error).splitlines()[0]}): give another."
+                    f"({first_line(error)}): give another."
                 ) from error
             self._loaded = tokenizer, model
         return self._loaded

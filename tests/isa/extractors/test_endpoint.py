@@ -3,9 +3,8 @@
 import base64
 import io
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -22,33 +21,6 @@ from tests.helpers.endpoint import Reply, Server, answer, cut_off, says
 from tests.helpers.isa import loaded, picture
 
 KEY = "secret-key-1234"
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    servers: list[tuple[Server, threading.Thread]] = []
-
-    def start(*replies: Reply) -> Server:
-        server = Server(*replies)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        servers.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in servers:
-        server.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What would have been slept."""
-    found: list[float] = []
-    monkeypatch.setattr(http.time, "sleep", found.append)
-    return found
 
 
 def ask(server: Server, patience: Patience | None = None, **options: Any) -> str:
