@@ -67,23 +67,14 @@ def plain(played: Attacked) -> Result:
     return compared(plain_counts(played.observation), played.true)
 
 
-def noised(noise_multiplier: float, solve: Callable[[Attacked], Result]) -> Case:
-    """Client-level differential privacy whose clip is the largest norm of the updates, so that the scale is known."""
+def noised(noise_multiplier: float, solve: Callable[[Attacked], Result], clips: bool = False) -> Case:
+    """Client-level DP: the clip is the largest norm; with `clips`, on another network, the median: an unknown scale."""
 
     def case(seed: int) -> Result:
-        played = play(small_cnn(), label_draws([32] * 8, alpha=1.2, seed=seed), scale=0.3)
-        return solve(under_noise(played, noise_multiplier, seed))
-
-    return case
-
-
-def clipped(noise_multiplier: float) -> Case:
-    """Updates of the head clipped to their median norm, so that the server does not know the scale, and noise."""
-
-    def case(seed: int) -> Result:
-        played = play(mlp(), label_draws([32] * 8, seed=seed), scale=0.3, scale_known=False)
+        net, alpha = (mlp(), 0.5) if clips else (small_cnn(), 1.2)
+        played = play(net, label_draws([32] * 8, alpha=alpha, seed=seed), scale=0.3, scale_known=not clips)
         clip = statistics.median(float(update.flat().norm()) for update in played.updates)
-        return attacked(under_noise(played, noise_multiplier, seed, clip))
+        return solve(under_noise(played, noise_multiplier, seed, clip if clips else None))
 
     return case
 
@@ -140,7 +131,10 @@ def cases() -> dict[str, Case]:
         found |= {
             f"client-level DP, Dirichlet(1.2), noise multiplier {nm:g}, {name}": noised(nm, solve) for nm in NOISE
         }
-    return found | {f"the same on a BN1d-ReLU-FC network, clipped, Dirichlet(.5), {nm:g}": clipped(nm) for nm in NOISE}
+    return found | {
+        f"the same on a BN1d-ReLU-FC network, clipped, Dirichlet(.5), {nm:g}": noised(nm, attacked, True)
+        for nm in NOISE
+    }
 
 
 def steps(correction: Correction) -> dict[str, Case]:

@@ -23,7 +23,10 @@ from pl_fed.attacks.observation import HeadUpdate, LocalSteps, Observation, Opti
 from pl_fed.attacks.report import AuditReport, make_report, mix_of
 from pl_fed.attacks.solve import Recovery, combine, recover
 from pl_fed.context import RoundContext
+from pl_fed.errors import FishedModelError, TooFewClientsError
+from pl_fed.privacy.pairwise.errors import ProtocolError
 
+FOUND_OUT = (ProtocolError, TooFewClientsError, FishedModelError)  # how a run ends whose clients notice
 SMALL = 0.3  # size of the embeddings where they must hold still for several steps
 
 

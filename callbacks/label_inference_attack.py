@@ -23,15 +23,14 @@ from pl_fed.attacks.report import AuditReport
 from pl_fed.callbacks._audit_batches import count_labels, draw_batches, find_labels, noise_like
 from pl_fed.callbacks._find import find_callback
 from pl_fed.callbacks._lent_module import labels_of, lend, loss_of
-from pl_fed.callbacks._live_attack import LiveAttack
+from pl_fed.callbacks._live_attack import FOUND_OUT, LiveAttack
 from pl_fed.callbacks._run_folder import replace_text, run_folder, writes_files
 from pl_fed.callbacks.client_dp import ClientDP
 from pl_fed.context import RoundContext
-from pl_fed.errors import FederatedConfigError, FishedModelError, TooFewClientsError
+from pl_fed.errors import FederatedConfigError
 from pl_fed.privacy.pairwise.errors import ProtocolError
 
 When = Literal["fit_start", "fit_end", "every_n_epochs", "live"]
-FOUND_OUT = (ProtocolError, TooFewClientsError, FishedModelError)
 
 
 class LabelInferenceAttack(Callback):

@@ -104,6 +104,11 @@ class _Vectors(Mapping[int, Tensor]):
     def __len__(self) -> int:
         return len(self.cohort)
 
+    @property
+    def silent(self) -> dict[int, Step]:
+        """Who falls silent, and when."""
+        return {who: Step.MASKED_INPUT for who in self.cohort if who not in self.updates}
+
 
 @dataclass
 class _Encoder:
@@ -139,6 +144,13 @@ class _Encoder:
         self.clipped[update.client_id] = clipped
         return torch.cat(encoded)
 
+    def figures(self, num_values: int) -> dict[str, float]:
+        """Return which share of so many values was clipped, and the bound of the mean's error."""
+        return {
+            "server/secure_clipped_share": sum(self.clipped.values()) / max(1, num_values),
+            "server/secure_error_bound": mean_error_bound(self.config),
+        }
+
 
 def secure_aggregate(
     rule: Rule,
@@ -170,18 +182,13 @@ def secure_aggregate(
     ring = choose_ring(settings.fixed_point, len(cohort), max_mass)
     own = {u.client_id: bytes.fromhex(u.digest) for u in updates} if settings.binding else {}
     context = bytes.fromhex(broadcast_digest(round_idx, rule, published(server))) if settings.binding else b""
-    silent = dict.fromkeys(set(cohort) - {update.client_id for update in updates}, Step.MASKED_INPUT)
     vectors = _Vectors(encoder, updates, cohort)
     found = settings.make().sum(
-        vectors, ring, round_idx=round_idx, context=context, client_contexts=own, dropouts=silent
+        vectors, ring, round_idx=round_idx, context=context, client_contexts=own, dropouts=vectors.silent
     )
     mean = _decoded(found.total, layout, settings.fixed_point, len(found.survivors), max_mass)
     values = sum(group.num_values for _, group in layout) * len(updates)
-    figures = {
-        "server/secure_clipped_share": sum(encoder.clipped.values()) / max(1, values),
-        "server/secure_error_bound": mean_error_bound(settings.fixed_point),
-    }
-    return rule.absorb(server, mean), figures
+    return rule.absorb(server, mean), encoder.figures(values)
 
 
 def _decoded(
