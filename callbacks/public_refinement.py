@@ -51,7 +51,7 @@ class PublicRefinement(Callback):
             raise FederatedConfigError(
                 f"Expected `steps` and `every_n_rounds` of 1 or more but got {steps} and {every_n_rounds}."
             )
-        if lr_scale <= 0 or (lr is not None and lr <= 0):
+        if not lr_scale > 0 or (lr is not None and not lr > 0):
             raise FederatedConfigError(f"Expected `lr` and `lr_scale` above 0 but got {lr} and {lr_scale}.")
         unknown = sorted(set(sides) - {"a", "b", "dense"})
         if unknown or not sides:

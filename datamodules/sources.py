@@ -107,9 +107,10 @@ def _load_file(path: Path, cache_dir: Path | None) -> datasets.Dataset:
     except StopIteration:
         raise FederatedConfigError(f"Expected rows in {path.name!r} but the file is empty.") from None
     except datasets.exceptions.DatasetGenerationError as error:
+        reason = textwrap.shorten(str(error.__cause__ or error), 300, placeholder=" ...").rstrip(".")
         raise FederatedConfigError(
-            f"Expected {path.name!r} to be a table with the same columns in every row but got: "
-            f"{error.__cause__ or error}"
+            f"Expected {path.name!r} to be a table with the same columns in every row but it cannot be read "
+            f"({reason}): mend or remove that row."
         ) from error
     return _with_integers(rows, path, cache, **options) if BUILDERS[path.suffix] == "csv" else rows
 

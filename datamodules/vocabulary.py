@@ -68,11 +68,13 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, module: Any) -> None:
-    """Check that the model has an embedding for every token.
+    """Check that the model has an embedding for every token, and means the same token by it.
 
     Raises:
-        FederatedConfigError: If the tokenizer has more tokens than the model has embeddings.
+        FederatedConfigError: If the tokenizer has more tokens than the model has embeddings, or other tokens than the
+            module's own tokenizer.
     """
+    _check_same_tokens(tokenizer, module)
     for owner in (module, getattr(module, "model", None)):
         embeddings = getattr(owner, "get_input_embeddings", lambda: None)()
         rows = getattr(embeddings, "num_embeddings", None)
@@ -81,3 +83,19 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, module: Any) -> None:
                 f"Expected a tokenizer of at most the model's {rows} embeddings but got one of {len(tokenizer)} "
                 "tokens: use the model's own tokenizer, or resize the embeddings."
             )
+
+
+def _check_same_tokens(tokenizer: PreTrainedTokenizerBase, module: Any) -> None:
+    """Compare ids; tokens that only one of the two has, as added ones, and another chat template are no mistake."""
+    own = getattr(module, "tokenizer", None)
+    if not isinstance(own, PreTrainedTokenizerBase) or own is tokenizer:
+        return
+    expected, given = ({i: token for token, i in found.get_vocab().items()} for found in (own, tokenizer))
+    differ = [i for i in sorted(expected.keys() & given.keys()) if expected[i] != given[i]]
+    if differ:
+        first = differ[0]
+        raise FederatedConfigError(
+            f"Expected the data's tokenizer to have the model's tokens but {len(differ)} of them differ, such as token "
+            f"{first}, '{given[first]}' instead of '{expected[first]}': leave `data.tokenizer` null, which takes the "
+            "model's own, or name that model."
+        )

@@ -6,7 +6,7 @@ diagonal, where a rule wants one, is put on the output of the ``lora_A`` submodu
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_fed.errors import FederatedConfigError
+from pl_fed.norms import running_statistics
 from pl_fed.updates import AdapterState, LayerState, Slots
 
 ADAPTER_NAME = "default"
@@ -48,28 +49,17 @@ def _apply_merged(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor)
     return torch.add(output, change, alpha=float(layer.scaling[ADAPTER_NAME]))
 
 
-STATISTICS = ("running_mean", "running_var")
-
-
-def _running_statistics(network: nn.Module) -> dict[str, Tensor]:
-    """Return the running mean and variance of every layer that keeps them (batch and instance norms), by name."""
-    found: dict[str, Tensor] = {}
-    for name, module in network.named_modules():
-        statistics = {key: getattr(module, key, None) for key in STATISTICS}
-        if not all(isinstance(value, Tensor) for value in statistics.values()):
-            continue
-        if getattr(module, "momentum", 0.1) is None:
-            raise FederatedConfigError(
-                f"Expected `{name}` to have a momentum but it is None: cumulative statistics depend on the order of "
-                "the clients."
-            )
-        found.update({f"{name}.{key}".lstrip("."): value for key, value in statistics.items() if value is not None})
-    return found
-
-
-def is_statistic(name: str) -> bool:
-    """Tell whether a tensor is a running statistic, which no optimizer moves, by its name."""
-    return name.rpartition(".")[2] in STATISTICS
+def _has_factors(name: str, layer: LoraLayer) -> bool:
+    if ADAPTER_NAME not in layer.lora_A and ADAPTER_NAME not in layer.lora_embedding_A:
+        return False
+    factor: Any = (layer.lora_A if ADAPTER_NAME in layer.lora_A else layer.lora_embedding_A)[ADAPTER_NAME]
+    shape = tuple(getattr(factor, "weight", factor).shape)
+    if len(shape) != 2 or ADAPTER_NAME not in layer.lora_A:
+        raise FederatedConfigError(
+            f"Expected LoRA on linear layers but `{name}` of class {type(layer).__name__} has a factor of shape "
+            f"{shape}: take it out of `lora.target_modules`."
+        )
+    return True
 
 
 @dataclass(frozen=True)
@@ -121,13 +111,8 @@ class Adapter:
         self.layers: dict[str, AdapterLayer] = {}
         self._names: dict[str, str] = {}  # parameter name -> flat name of `AdapterState.tensors`
         for name, module in network.named_modules():
-            if isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A:
+            if isinstance(module, LoraLayer) and _has_factors(name, module):
                 self.layers[name] = AdapterLayer(name, module)
-                if self.layers[name].a.dim() != 2:
-                    raise FederatedConfigError(
-                        f"Expected LoRA on linear layers but `{name}` has a factor of shape "
-                        f"{tuple(self.layers[name].a.shape)}: take it out of `lora.target_modules`."
-                    )
                 self._names[f"{name}.lora_A.{ADAPTER_NAME}.weight"] = f"{name}/a"
                 self._names[f"{name}.lora_B.{ADAPTER_NAME}.weight"] = f"{name}/b"
                 if self.layers[name].merged is not None:
@@ -137,7 +122,7 @@ class Adapter:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad and name not in self._names and not name.endswith("lora_A.default.diagonal")
         }
-        self.dense.update(_running_statistics(network))
+        self.dense.update(running_statistics(network))
         self._names.update({name: name for name in self.dense})
 
     @property

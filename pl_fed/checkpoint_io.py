@@ -3,6 +3,7 @@
 import fcntl
 import os
 import uuid
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -64,10 +65,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise CheckpointNotFoundError(
                 f"Expected a checkpoint at '{path}' but there is no such file: check the path."
             ) from None
+        except IsADirectoryError:
+            raise CheckpointError(
+                f"Expected a checkpoint at '{path}' but that is a folder: give one of the files in it."
+            ) from None
         except Exception as error:  # what unpickling garbage raises has no end: IndexError, AttributeError, ...
             raise CheckpointError(
-                f"Expected a whole checkpoint but '{path}' cannot be read ({_first_line(error)}): it may be truncated "
-                "or of another kind. Resume from another one."
+                f"Expected a whole checkpoint but '{path}' cannot be read ({_reason(path, error)}): resume from "
+                "another one."
             ) from error
         if not isinstance(loaded, dict) or "state_dict" not in loaded:
             raise CheckpointError(
@@ -94,6 +99,13 @@ def _remove_leftovers(folder: Path) -> None:
         with suppress(OSError), open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
             path.unlink()
+
+
+def _reason(path: Any, error: BaseException) -> str:
+    """Say why reading failed; of a file without its end torch says no more than "invalid argument"."""
+    if isinstance(path, str | Path) and Path(path).is_file() and not zipfile.is_zipfile(path):
+        return "it has no end: it is truncated, or another kind of file"
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

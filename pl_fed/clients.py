@@ -33,10 +33,10 @@ class DeviceProfile:
 
     def __post_init__(self) -> None:
         """Check that every budget is positive."""
-        if self.jitter < 0:
+        if not self.jitter >= 0:  # so that NaN is refused, here and below
             raise FederatedConfigError(f"Expected `jitter` of device `{self.name}` of 0 or more but got {self.jitter}.")
         for key in ("memory_gb", "gflops", "uplink_mbps", "downlink_mbps"):
-            if getattr(self, key) <= 0:
+            if not getattr(self, key) > 0:
                 raise FederatedConfigError(
                     f"Expected `{key}` of device `{self.name}` above 0 but got {getattr(self, key)}."
                 )
@@ -124,7 +124,7 @@ class ClientsConfig:
         """Check the budgets."""
         for key in ("round_seconds", "uplink_mb", "num_clients"):
             value = getattr(self, key)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise FederatedConfigError(f"Expected `clients.{key}` above 0 but got {value}.")
         if self.round_seconds is not None and not self.devices:
             raise FederatedConfigError("Expected `clients.devices` with `clients.round_seconds`: time needs a device.")

@@ -47,7 +47,7 @@ class FedProx(Correction):
 
     def __post_init__(self) -> None:
         """Check the factor."""
-        if self.mu < 0:
+        if not self.mu >= 0:
             raise FederatedConfigError(f"Expected `mu` of FedProx of 0 or more but got {self.mu}.")
 
     def correct(self, trained: Mapping[str, Tensor], start: Mapping[str, Tensor], drift: Mapping[str, Tensor]) -> None:

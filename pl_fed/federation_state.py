@@ -85,10 +85,14 @@ def check_rule(rule: Rule, state: dict[str, Any]) -> None:
     Raises:
         CheckpointMismatchError: If the checkpoint was written with another rule.
     """
-    if state and state["settings"] != rule.settings():
+    here, there = rule.settings(), state["settings"] if state else rule.settings()
+    if here != there:
+        names = [settings["rule"] for settings in (here, there)]
+        differ = [key for key in here if key in there and here[key] != there[key]] if names[0] == names[1] else []
+        wanted, got = (s["rule"] + "".join(f", `{key}`={s[key]}" for key in differ) for s in (here, there))
         raise CheckpointMismatchError(
-            f"Expected a checkpoint of the rule {rule.settings()} but got one of {state['settings']}: resume with the "
-            "same rule and arguments, or start anew from the exported adapter."
+            f"Expected a checkpoint of the rule {wanted} but got one of {got}: resume with the same rule and "
+            "arguments, or start anew from the exported adapter."
         )
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from pl_fed.adapters import STATISTICS
 from pl_fed.errors import FederatedConfigError
+from pl_fed.norms import STATISTICS
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # batch and instance norm share a base
 

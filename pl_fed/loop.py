@@ -17,6 +17,7 @@ from pl_fed.errors import TooFewClientsError
 from pl_fed.federation import Federation
 from pl_fed.federation_state import load_federation, resume_round, save_federation
 from pl_fed.loaders import RoundPlan
+from pl_fed.privacy.pairwise.errors import TooFewSurvivorsError
 from pl_fed.processes import Processes
 
 
@@ -68,13 +69,14 @@ class FederatedLoop(Callback):
             self.federation.config.cohort.check_survivors(
                 schedule.round_idx, len(schedule.work), dict(schedule.failures)
             )
-        except TooFewClientsError:
-            self._save_failed(trainer, schedule.round_idx)
+        except TooFewClientsError as error:
+            self._save_failed(trainer, schedule.round_idx, error)
             raise
 
-    def _save_failed(self, trainer: Trainer, round_idx: int) -> None:
-        folder = trainer.log_dir or trainer.default_root_dir
-        trainer.save_checkpoint(f"{folder}/too-few-clients-round-{round_idx}.ckpt")
+    def _save_failed(self, trainer: Trainer, round_idx: int, error: TooFewClientsError | TooFewSurvivorsError) -> None:
+        path = f"{trainer.log_dir or trainer.default_root_dir}/too-few-clients-round-{round_idx}.ckpt"
+        trainer.save_checkpoint(path)
+        error.args = (f"{error} A checkpoint is at '{path}'.",)
 
     # ------------------------------------------------------------------ training
 
@@ -150,8 +152,8 @@ class FederatedLoop(Callback):
         self._count_others(trainer, self.federation.processes)
         try:
             context = self.federation.finish_round()
-        except TooFewClientsError:
-            self._save_failed(trainer, round_idx)
+        except (TooFewClientsError, TooFewSurvivorsError) as error:
+            self._save_failed(trainer, round_idx, error)
             raise
         metrics = {"round": float(round_idx), **self._figures(context), **context.metrics}
         pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)

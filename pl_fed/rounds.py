@@ -86,8 +86,8 @@ class CohortConfig:
             reasons = ", ".join(f"client {k}: {why}" for k, why in list(failures.items())[:10]) or "none chosen"
             raise TooFewClientsError(
                 f"Expected at least {self.min_survivors} usable clients (`cohort.min_survivors`) in round {round_idx} "
-                f"but got {survivors} ({reasons}). The server is unchanged; a checkpoint was saved. Lower the dropout "
-                "or the learning rate, raise the time budget, or enlarge the cohort."
+                f"but got {survivors} ({reasons}): lower the dropout or the learning rate, raise the time budget, or "
+                "enlarge the cohort. The server is unchanged."
             )
 
 

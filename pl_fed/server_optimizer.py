@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pl_fed.adapters import is_statistic
 from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
+from pl_fed.norms import is_statistic
 from pl_fed.updates import AdapterState
 
 
@@ -35,7 +35,7 @@ class ServerOptimizer:
         betas: tuple[float, float] = (0.9, 0.99),
         tau: float = 1e-3,
     ) -> None:
-        if lr <= 0:
+        if not lr > 0:
             raise FederatedConfigError(f"Expected `server_optimizer.lr` above 0 but got {lr}.")
         if not 0 <= momentum < 1:
             raise FederatedConfigError(f"Expected `server_optimizer.momentum` in [0, 1) but got {momentum}.")
@@ -47,7 +47,7 @@ class ServerOptimizer:
             )
         if not all(0 <= beta < 1 for beta in betas):
             raise FederatedConfigError(f"Expected `server_optimizer.betas` in [0, 1) but got {tuple(betas)}.")
-        if tau <= 0:
+        if not tau > 0:
             raise FederatedConfigError(f"Expected `server_optimizer.tau` above 0 but got {tau}.")
         self.name, self.lr, self.momentum, self.betas, self.tau = name, lr, momentum, betas, tau
         self.reset()

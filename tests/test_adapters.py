@@ -165,7 +165,14 @@ def test_unlike_scales_are_refused() -> None:
 def test_convolutions_are_refused() -> None:
     """PEFT's factor A of a convolution has four dimensions: its slots are no rows of a matrix."""
     network = get_peft_model(nn.Sequential(nn.Conv2d(3, 5, 2)), LoraConfig(r=4, target_modules=["0"]))
-    with pytest.raises(FederatedConfigError, match=r"linear layers but `.*0` has a factor of shape \(4, 3, 2, 2\)"):
+    with pytest.raises(FederatedConfigError, match=r"layers but `.*0` of class Conv2d has .* shape \(4, 3, 2, 2\)"):
+        Adapter(network)
+
+
+def test_embeddings_are_refused() -> None:
+    """PEFT keeps their factors elsewhere, where they would be averaged as dense tensors."""
+    network = get_peft_model(nn.Sequential(nn.Embedding(9, 5)), LoraConfig(r=4, target_modules=["0"]))
+    with pytest.raises(FederatedConfigError, match=r"linear layers but `.*0` of class Embedding has .* shape \(4, 9\)"):
         Adapter(network)
 
 

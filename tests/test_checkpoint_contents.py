@@ -29,10 +29,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (FedIT(), "checkpoint of the rule .*FedIT.* but got one of .*AFLoRA"),
-        (FFALoRA(), "checkpoint of the rule .*FFALoRA.* but got one of .*AFLoRA"),
-        (AFLoRA(aggregation="literal"), "'aggregation': \"'literal'\".* but got one of .*'aggregation': \"'delta'\""),
-        (AFLoRA(train_diagonal=False), "'train_diagonal': 'False'.* but got one of .*'train_diagonal': 'True'"),
+        (FedIT(), "checkpoint of the rule FedIT but got one of AFLoRA: resume"),
+        (FFALoRA(), "checkpoint of the rule FFALoRA but got one of AFLoRA: resume"),
+        (AFLoRA(aggregation="literal"), "AFLoRA, `aggregation`='literal', .* but got one of AFLoRA, `ag.*='delta'"),
+        (AFLoRA(train_diagonal=False), "AFLoRA, `train_diagonal`=False but got one of AFLoRA, .*=True:"),
     ],
     ids=["FedIT", "FFA-LoRA", "other mode", "frozen diagonal"],
 )

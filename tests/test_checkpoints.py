@@ -233,6 +233,9 @@ def test_missing_and_foreign_files_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Expected a checkpoint at '.*none.ckpt' but there is no such") as error:
         AtomicCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
     assert one_sentence(error)
+    with pytest.raises(CheckpointError, match=f"Expected a checkpoint at '{tmp_path}' but that is a folder") as error:
+        AtomicCheckpointIO().load_checkpoint(tmp_path)
+    assert one_sentence(error)
     for content, kind in ((torch.zeros(3), "Tensor"), ({"lora": torch.zeros(3)}, "dict")):
         torch.save(content, tmp_path / "other.ckpt")
         with pytest.raises(CheckpointError, match=rf"other.ckpt' but it holds something else .{kind} without") as error:

@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "fast_pickle",
         }
     ),
-    frozenset({"adapters", "context", "packing"}),
+    frozenset({"adapters", "norms", "context", "packing"}),
     frozenset({"rules", "server_optimizer", "privacy", "accounting"}),
     frozenset({"attacks", "metrics", "isa"}),
     frozenset({"modules", "datamodules"}),

@@ -131,7 +131,7 @@ class Lost(pl.Callback):
 
 
 @pytest.mark.parametrize("backend", ["ideal", "pairwise"])
-def test_a_client_that_is_lost_drops_out_of_the_protocol(backend: str) -> None:
+def test_a_client_that_is_lost_drops_out_of_the_protocol(backend: str, tmp_path: Path) -> None:
     """The threshold is that of the four chosen clients: three are a sum, two reveal nothing."""
     cohort = CohortConfig(clients=4)
 
@@ -139,7 +139,8 @@ def test_a_client_that_is_lost_drops_out_of_the_protocol(backend: str) -> None:
         module = TinyLM()
         settings = SecureAggregation(backend, threshold=threshold) if secure else None  # type: ignore[arg-type]
         strategy = make_strategy(FedIT(), secure_aggregation=settings, cohort=cohort)
-        make_trainer(strategy, max_epochs=1, callbacks=[Lost(*lost)]).fit(module, round_loader(), eval_loader())
+        trainer = make_trainer(strategy, max_epochs=1, callbacks=[Lost(*lost)], default_root_dir=tmp_path)
+        trainer.fit(module, round_loader(), eval_loader())
         return adapter_tensors(module)
 
     found, expected = run_without(2, secure=True), run_without(2, secure=False)
@@ -147,9 +148,15 @@ def test_a_client_that_is_lost_drops_out_of_the_protocol(backend: str) -> None:
     assert all(float((value - expected[name]).abs().max()) <= bound for name, value in found.items())
     for lost, threshold in (((2, 3), None), ((2, 3), 3), ((1, 2, 3), None)):
         with pytest.raises(
-            TooFewSurvivorsError, match=f"at least 3 of the 4 clients of round 0 .* got {4 - len(lost)}"
+            TooFewSurvivorsError,
+            match=f"at least 3 of the 4 clients of round 0 .* got {4 - len(lost)}.* A checkpoint is at '{tmp_path}",
         ):
             run_without(*lost, secure=True, threshold=threshold)
+        (saved,) = tmp_path.glob("*.ckpt")
+        make_trainer(
+            make_strategy(FedIT(), secure_aggregation=SecureAggregation(backend), cohort=cohort), max_epochs=1
+        ).fit(TinyLM(), round_loader(), eval_loader(), ckpt_path=saved)
+        saved.unlink()
     with pytest.raises(FederatedConfigError, match="more than half of 4 clients .* got 2"):
         run_without(secure=True, threshold=2)
 

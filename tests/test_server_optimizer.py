@@ -161,6 +161,7 @@ def test_moments_of_another_optimizer_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"lr": float("nan")}, "`server_optimizer.lr` above 0 but got nan"),
         ({"lr": 0.0}, "Expected `server_optimizer.lr` above 0 but got 0.0"),
         ({"momentum": 1.0}, r"`server_optimizer.momentum` in \[0, 1\) but got 1.0"),
         ({"momentum": -0.1}, r"`server_optimizer.momentum` in \[0, 1\) but got -0.1"),

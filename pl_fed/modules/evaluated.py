@@ -107,11 +107,11 @@ class EvaluatedModule(LightningModule, ABC):
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not trainable:
             raise FederatedConfigError("Expected trainable parameters but all are frozen: check the rule and `lora`.")
-        optimizer = self.optimizer(trainable)
+        optimizer = _accepted(self.optimizer, trainable, "optimizer")
         if self.lr_scheduler is None:
             return optimizer
         schedule = {
-            "scheduler": self.lr_scheduler(optimizer),
+            "scheduler": _accepted(self.lr_scheduler, optimizer, "lr_scheduler"),
             "interval": self.schedule_interval,
             "monitor": "val/loss",  # of a schedule that follows a figure
         }
@@ -184,3 +184,15 @@ def client_ids(batch: Batch, size: int) -> Tensor:
 
 def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _accepted(make: Callable[[Any], Any], argument: Any, setting: str) -> Any:
+    """Make an optimizer or a schedule; what torch says of their settings becomes one sentence."""
+    try:
+        return make(argument)
+    except FederatedConfigError:
+        raise
+    except ValueError as error:
+        raise FederatedConfigError(
+            f"Expected settings of `{setting}` that it accepts but it says: {str(error).rstrip('.')}: correct them."
+        ) from error

@@ -6,7 +6,6 @@ anything else is an error.
 """
 
 import logging
-import re
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from pl_fed.adapters import ADAPTER_NAME
 from pl_fed.assets import HUB_ERRORS, AssetNotFoundError, hub_or_caches, hub_refusal, packaged_models, resolve_model
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.settings import LoraSettings, ModelLoading
+from pl_fed.modules.targets import accepted_by_peft, check_modules_to_save, check_targets
 from pl_fed.packing.rows import at_least_float32
 
 _HEADS = frozenset({"classifier", "score"})  # peft trains and saves these of a sequence classifier by itself
@@ -105,25 +105,26 @@ def add_adapter(
         base_model: Name for the exported adapter.
 
     Raises:
-        FederatedConfigError: If `target_modules` or `modules_to_save` match nothing.
+        FederatedConfigError: If `target_modules` or `modules_to_save` match nothing, or what LoRA cannot adapt.
     """
     default: Any = KNOWN_TARGETS.get(network.config.model_type, "all-linear")
     targets: list[str] | str = default if lora.target_modules is None else lora.target_modules
-    _check_targets(network, targets, "lora.target_modules")
-    _check_targets(network, lora.modules_to_save or [], "lora.modules_to_save")
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        target_modules=targets,
-        lora_dropout=lora.lora_dropout,
-        init_lora_weights=cast(Any, lora.init_lora_weights),  # peft checks it
-        modules_to_save=[*(lora.modules_to_save or []), *new] or None,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
-        task_type=task,
-        **lora.extra,
-    )
-    with warnings.catch_warnings():  # peft 0.21 reads a property that transformers 5.23 calls deprecated
+    check_targets(network, targets)
+    check_modules_to_save(network, lora.modules_to_save or [])
+    with accepted_by_peft(), warnings.catch_warnings():
+        # peft 0.21 reads a property that transformers 5.23 calls deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            target_modules=targets,
+            lora_dropout=lora.lora_dropout,
+            init_lora_weights=cast(Any, lora.init_lora_weights),  # peft checks it
+            modules_to_save=[*(lora.modules_to_save or []), *new] or None,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
+            task_type=task,
+            **lora.extra,
+        )
         adapted = cast(PeftModel, get_peft_model(network, config, adapter_name=ADAPTER_NAME))
     adapted.peft_config[ADAPTER_NAME].base_model_name_or_path = base_model  # not this machine's folder
     for name, module in adapted.named_modules():
@@ -167,23 +168,6 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, network: PreTrainedMode
 
 def _in_head(name: str) -> bool:
     return not _HEADS.isdisjoint(name.split("."))
-
-
-def _check_targets(network: nn.Module, targets: list[str] | str, argument: str) -> None:
-    if targets == "all-linear":
-        return
-    names = [name for name, _ in network.named_modules()]
-    if isinstance(targets, str):
-        unmatched = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
-    else:
-        unmatched = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
-    if unmatched:
-        layers = (name for name, module in network.named_modules() if isinstance(module, nn.Linear | Conv1D))
-        there = sorted({name.rpartition(".")[2] for name in layers})
-        raise FederatedConfigError(
-            f"Expected `{argument}` to match layers of {type(network).__name__} but {unmatched} match nothing: its "
-            f"linear layers are {', '.join(there)}."
-        )
 
 
 def is_float32(name: str) -> bool:

@@ -8,7 +8,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pl_fed.adapters import ADAPTER_NAME, Adapter, AdapterLayer, is_statistic
+from pl_fed.adapters import ADAPTER_NAME, Adapter, AdapterLayer
+from pl_fed.norms import is_statistic
 from pl_fed.packing import attention
 from pl_fed.packing.inputs import inputs_of
 from pl_fed.packing.layers import (

@@ -58,7 +58,7 @@ class AFLoRA(Rule):
         super().__init__(mean)
         if mean is not None and aggregation != "delta":
             raise FederatedConfigError(f"Expected `aggregation: delta` with a robust `mean` but got `{aggregation}`.")
-        if diagonal_penalty < 0:
+        if not diagonal_penalty >= 0:
             raise FederatedConfigError(f"Expected `diagonal_penalty` of 0 or more but got {diagonal_penalty}.")
         self.aggregation, self.rank_weights, self.start = aggregation, rank_weights, init
         self.train_diagonal, self.diagonal_penalty = train_diagonal, diagonal_penalty

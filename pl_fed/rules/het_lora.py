@@ -44,7 +44,7 @@ class HetLoRA(Rule):
         super().__init__(mean)
         if not 0 < gamma <= 1:
             raise FederatedConfigError(f"Expected `gamma` of HetLoRA in (0, 1] but got {gamma}.")
-        if penalty < 0 or min_rank < 1:
+        if not penalty >= 0 or min_rank < 1:
             raise FederatedConfigError(
                 f"Expected `penalty` >= 0 and `min_rank` >= 1 of HetLoRA but got {penalty} and {min_rank}."
             )

@@ -32,7 +32,7 @@ class LoRAFAIR(Rule):
 
     def __init__(self, regularization: float = 0.01, mean: RobustMean | None = None) -> None:
         super().__init__(mean)
-        if regularization <= 0:
+        if not regularization > 0:
             raise FederatedConfigError(f"Expected `regularization` of LoRAFAIR above 0 but got {regularization}.")
         self.regularization = regularization
 

@@ -179,6 +179,16 @@ def test_vocabulary_larger_than_the_embeddings(tokenizer: PreTrainedTokenizerFas
             check_vocabulary(tokenizer, wrong)
 
 
+def test_other_tokens_than_the_model_s(make_tokenizer: MakeTokenizer) -> None:
+    """The ids must mean the same; tokens that were added, and how a conversation is written, may differ."""
+    module = torch.nn.Module()
+    module.tokenizer = make_tokenizer(["red", "green"])
+    for same in (make_tokenizer(["red", "green", "blue"]), make_tokenizer(["red", "green"], chat_template="x")):
+        check_vocabulary(same, module)
+    with pytest.raises(FederatedConfigError, match="1 of them differ, such as token [0-9]+, 'blue' instead of 'green'"):
+        check_vocabulary(make_tokenizer(["red", "blue"]), module)
+
+
 def test_pad_token(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer()
     assert pad_token_id(tokenizer) == 0

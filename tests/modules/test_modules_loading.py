@@ -2,12 +2,15 @@
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CyclicLR
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -214,11 +217,32 @@ def test_an_adapter_folder(llama: str, tmp_path: Path) -> None:
             r"`lora.target_modules` to match .* \['q_proj'\]",
         ),  # an expression matches in full
         ({"modules_to_save": ["head"]}, r"`lora.modules_to_save` to match .* \['head'\]"),
+        ({"target_modules": "(q_proj"}, r"but '\(q_proj' is none \(missing \), .*\): correct it"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "it matches the embedding 'model.embed_tokens': take it out"),
+        ({"target_modules": ["input_layernorm"]}, "PEFT accepts but it says: Target module .*RMSNorm.* not supported"),
+        ({"init_lora_weights": "magic"}, "PEFT accepts but it says: .*magic"),
+        ({"extra": {"layers_to_transform": [0], "target_parameters": 3}}, "PEFT accepts but it says"),
     ],
 )
-def test_targets_that_match_nothing(llama: str, settings: dict[str, Any], message: str) -> None:
+def test_targets_that_do_not_fit(llama: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(FederatedConfigError, match=message):
         LoraCausalLM(llama, LoraSettings(**settings)).configure_model()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"optimizer": partial(AdamW, lr=-1.0)},
+            "of `optimizer` .* but it says: Invalid learning rate: -1",
+        ),
+        ({"lr_scheduler": partial(CyclicLR, base_lr=0.1, max_lr=1.0, mode="up")}, "`lr_scheduler` .* mode is invalid"),
+    ],
+)
+def test_settings_that_torch_refuses(llama: str, settings: dict[str, Any], message: str) -> None:
+    module = loaded(LoraCausalLM(llama, **settings))
+    with pytest.raises(FederatedConfigError, match=message):
+        module.configure_optimizers()
 
 
 def test_a_tokenizer_of_another_model(llama: str, tmp_path: Path) -> None:
