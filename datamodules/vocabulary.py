@@ -96,6 +96,6 @@ def _check_same_tokens(tokenizer: PreTrainedTokenizerBase, module: Any) -> None:
         first = differ[0]
         raise FederatedConfigError(
             f"Expected the data's tokenizer to have the model's tokens but {len(differ)} of them differ, such as token "
-            f"{first}, '{given[first]}' instead of '{expected[first]}': leave `tokenizer` of the data null, which takes "
+            f"{first}, '{given[first]}' instead of '{expected[first]}': leave the data's `tokenizer` null, which takes "
             "the model's own, or name that model."
         )

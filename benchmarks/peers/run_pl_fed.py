@@ -8,13 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 from workload import CLIENTS, RATE, STEPS, Task, loss, trained
 
 from pl_fed import __version__
 from pl_fed.chunks import Packing
 from pl_fed.loaders import RoundLoader
+from pl_fed.modules.token_losses import token_losses, without_head
 from pl_fed.packing import TokenRows
 from pl_fed.rounds import LocalTraining
 from pl_fed.rules import FedIT
@@ -37,8 +37,10 @@ class Module(pl.LightningModule):
         """Return each client's loss of the next token (clients,), from the row of all their tokens."""
         targets = rows.next_tokens()
         chosen = (targets != -100).nonzero().flatten()
-        output = self.model(input_ids=rows.pick("input_ids"), position_ids=rows.positions, logits_to_keep=chosen)
-        return rows.token_means(F.cross_entropy(output.logits.squeeze(0), targets[chosen], reduction="none"), chosen)
+        head = self.model.get_base_model().lm_head
+        with without_head(head):
+            output = self.model(input_ids=rows.pick("input_ids"), position_ids=rows.positions, logits_to_keep=chosen)
+        return rows.token_means(token_losses(output.logits.squeeze(0), head, targets[chosen]), chosen)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(trained(self.model).values(), lr=RATE)

@@ -85,10 +85,10 @@ class LoraCausalLM(LoraModule):
         """Return the loss of `training_step` for each of several clients that train together."""
         targets = rows.next_tokens()  # (tokens,)
         chosen = (targets != IGNORED).nonzero().flatten()
-        head = self._head_in_chunks(len(chosen))
+        head = frozen_head(cast(PreTrainedModel, self.model.get_base_model()))
         if head is not None:
             with without_head(head):
-                hidden = self.packed_output(rows, logits_to_keep=chosen).logits[0]
+                hidden = self.packed_output(rows, logits_to_keep=chosen).logits.squeeze(0)
             return rows.token_means(token_losses(hidden, head, targets[chosen], self.logits_at_once), chosen)
         output = self.packed_output(rows, **({"logits_to_keep": chosen} if self._plain_head() else {}))
         logits = output.logits.squeeze(0) if self._plain_head() else output.logits[0, chosen]  # (chosen, vocab)

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from pl_fed.packing.rows import at_least_float32
 
 LOGITS_AT_ONCE = 2**23
-"""Most logits that are there at a time, 32 MB in float32; with fewer in all there is nothing to be gained."""
+"""Most logits that are there at a time, 32 MB in float32."""
+_IN_CACHE, _FEWEST_ROWS = 2**17, 128  # logits that a core's cache holds; rows of a product that is still a fast one
 PLAIN_LOGITS = (
     "GPT2LMHeadModel",
     "GPTNeoXForCausalLM",
@@ -58,12 +59,11 @@ class _TokenLosses(torch.autograd.Function):
         losses, slopes = [], []
         for part, target in zip(hidden.split(at_once), targets.split(at_once), strict=True):
             scores = F.linear(part, head.weight, head.bias)
-            logits = at_least_float32(scores)
-            losses.append(F.cross_entropy(logits, target, reduction="none"))
+            logs, places = at_least_float32(scores).log_softmax(1), target[:, None]
+            losses.append(-logs.gather(1, places).squeeze(1))
             if ctx.needs_input_grad[0]:
-                slope = logits.softmax(1)
-                slope[torch.arange(len(target), device=target.device), target] -= 1
-                slopes.append(F.linear(slope.to(scores.dtype), head.weight.T).to(hidden.dtype))
+                slope = logs.exp_().scatter_add_(1, places, logs.new_full(places.shape, -1.0))
+                slopes.append((slope.to(scores.dtype) @ head.weight).to(hidden.dtype))
         ctx.slopes = torch.cat(slopes) if slopes else None
         return torch.cat(losses)
 
@@ -77,7 +77,7 @@ def token_losses(
     hidden: Float[Tensor, "tokens width"],
     head: nn.Linear,
     targets: Int[Tensor, " tokens"],
-    logits_at_once: int,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Float[Tensor, " tokens"]:
     """Return the cross-entropy of each token, with gradients for the hidden states alone.
 
@@ -85,7 +85,7 @@ def token_losses(
         hidden: The head's inputs.
         head: A frozen linear layer (vocab, width).
         targets: The right words; none is left out.
-        logits_at_once: Most logits in memory at a time; a single token's are always.
+        logits_at_once: Most logits in memory at a time; a single token's are always. A CPU takes fewer.
 
     Example:
         >>> head = nn.Linear(2, 4, bias=False).requires_grad_(False)
@@ -94,6 +94,7 @@ def token_losses(
     """
     if not len(hidden):
         return at_least_float32(hidden.sum(1))
-    at_once = max(1, logits_at_once // head.out_features)
+    most, best = logits_at_once // head.out_features, max(_FEWEST_ROWS, _IN_CACHE // head.out_features)
+    at_once = max(1, min(most, best) if hidden.device.type == "cpu" else most)
     losses: Tensor = _TokenLosses.apply(hidden, head, targets, at_once)  # type: ignore[no-untyped-call]
     return losses

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from pl_fed.adapters import ADAPTER_NAME, Adapter, AdapterLayer
 from pl_fed.norms import is_statistic
 from pl_fed.packing import attention
+from pl_fed.packing.gelu import tanh_gelu
 from pl_fed.packing.inputs import inputs_of
 from pl_fed.packing.layers import (
     ROW_WISE,
@@ -18,7 +19,6 @@ from pl_fed.packing.layers import (
     Pass,
     dense_forward,
     dropout_forward,
-    gelu_forward,
     lora_forward,
     pooler_forward,
 )
@@ -136,5 +136,5 @@ class PackedNetwork:
         for dropout in self.dropouts:
             if dropout.p > 0 and dropout.training:
                 forwards[dropout] = dropout_forward(dropout, run)
-        forwards |= dict.fromkeys(self.gelus, gelu_forward)
+        forwards |= dict.fromkeys(self.gelus, tanh_gelu)
         return forwards | {pooler: pooler_forward(pooler, run) for pooler in self.poolers}

@@ -17,7 +17,7 @@ from pl_fed.modules import LoraSettings, ViltScorer, ViTScorer
 from pl_fed.packing import ImageRows, Pass, Segments
 from pl_fed.packing.attention import PASS, packed_attention
 from pl_fed.packing.inputs import Images
-from pl_fed.packing.layers import low_rank
+from pl_fed.packing.layers import add_low_rank
 from pl_fed.rules import FedIT
 from tests.helpers.packed import SHARDS, federation, in_float64, largest_difference, loader, module_of, randomise, run
 from tests.modules.rated_rows import collate_rated, rated_rows
@@ -92,8 +92,8 @@ def test_low_rank_by_hand() -> None:
     """Two pictures of the first client and one of the second, of two tokens: 2 * 5 * x and 1 * 7 * x."""
     a, b = torch.tensor([[[5.0]], [[7.0]]]), torch.tensor([[[2.0]], [[1.0]]])
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])[..., None]
-    found = low_rank(x, a, b, None, Segments([2, 2, 2], [2, 1]))
-    assert found[..., 0].tolist() == [[10.0, 20.0], [30.0, 40.0], [35.0, 42.0]]
+    found = add_low_rank(torch.ones_like(x), x, a, b, None, 1.0, Segments([2, 2, 2], [2, 1]))
+    assert found[..., 0].tolist() == [[11.0, 21.0], [31.0, 41.0], [36.0, 43.0]]
 
 
 def test_attention_with_dropout_is_that_of_the_masks() -> None:

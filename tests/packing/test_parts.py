@@ -1,14 +1,18 @@
 """The parts of a packed pass by themselves: rows, dropout masks, attention, stacks."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pl_fed.engines.stacks import Stacks
 from pl_fed.errors import FederatedConfigError
 from pl_fed.packing import Pass, Segments, TokenRows
 from pl_fed.packing.attention import PASS, packed_attention
-from pl_fed.packing.layers import dense_forward, low_rank
+from pl_fed.packing.gelu import tanh_gelu
+from pl_fed.packing.layers import add_low_rank, dense_forward
 
 
 def batch(ids: list[list[int]], mask: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -92,12 +96,33 @@ def test_padded_attention(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None
         torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("block", [7, 2**17])
+def test_tanh_gelu(dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's, gradients included; far out, where the tanh is 1, and nothing at all."""
+    monkeypatch.setattr("pl_fed.packing.gelu.BLOCK", block)
+    x = (
+        torch.cat([torch.linspace(-20, 20, 1001), torch.tensor([0.0, -1e4, 1e4])])
+        .to(dtype)
+        .view(4, -1)
+        .requires_grad_()
+    )
+    outer = torch.randn(x.shape, dtype=dtype)
+    tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 2e-6, "atol": 2e-6}
+    results = [y for f in (tanh_gelu, partial(F.gelu, approximate="tanh")) for y in (f(x), f(x.T), f(x[:0]))]
+    for found, expected in zip(results[:3], results[3:], strict=True):
+        torch.testing.assert_close(found, expected, **tolerance)
+    slopes = [torch.autograd.grad(y, x, outer)[0] for y in (results[0], results[3])]
+    torch.testing.assert_close(*slopes, **tolerance)
+
+
 def test_low_rank_by_hand() -> None:
     """B_k diag(lam_k) A_k x in numbers: 2 * 3 * 5 * x and 1 * 1 * 7 * x."""
     a, b = torch.tensor([[[5.0]], [[7.0]]]), torch.tensor([[[2.0]], [[1.0]]])
     x = torch.tensor([[[1.0], [2.0], [10.0]]])
-    found = low_rank(x, a, b, torch.tensor([[3.0], [1.0]]), Segments([2, 1], [1, 1]))
-    assert found.tolist() == [[[30.0], [60.0], [70.0]]]
+    diagonal, segments = torch.tensor([[3.0], [1.0]]), Segments([2, 1], [1, 1])
+    found = add_low_rank(torch.ones_like(x), x, a, b, diagonal, 2.0, segments)
+    assert found.tolist() == [[[61.0], [121.0], [141.0]]]
 
 
 def test_norms_trained_in_full() -> None:
