@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pl_fed.accounting import count_tokens
 from pl_fed.client_round import finish_client, start_client
 from pl_fed.progress import ClientInProgress
 from pl_fed.rules.base import TrainedLayer
@@ -46,11 +45,11 @@ def num_active(federation: "Federation") -> int:
     return sum(len(work[client.client.position].batches) > step for client in federation.chunk)
 
 
-def count(federation: "Federation", batches: Sequence[object]) -> None:
-    """Note a trained batch of each client of the chunk that had one."""
-    for client, batch in zip(federation.chunk, batches, strict=False):
+def count(federation: "Federation", tokens: Sequence[int]) -> None:
+    """Note a trained batch of each client of the chunk that had one, with so many tokens."""
+    for client, number in zip(federation.chunk, tokens, strict=False):
         client.step += 1
-        client.client.num_tokens += count_tokens(batch)
+        client.client.num_tokens += number
 
 
 def before_step(federation: "Federation") -> None:

@@ -53,6 +53,7 @@ class RoundPlan(Sampler[list[int]]):
         self.round_idx = 0
         self.skip = 0  # batches to leave out at the next start, after a resume
         self.committed = 0  # batches of this round that were trained; fetched ones may be more
+        self.ended = False  # whether this round is over, also before its last batch
         self.sampler = self  # Lightning calls `set_epoch` on `loader.sampler` and `batch_sampler.sampler` only
         self.process, self.num_processes = 0, 1
         self.schedule: Callable[[int], RoundSchedule] = lru_cache(maxsize=2)(self._schedule)
@@ -78,6 +79,8 @@ class RoundPlan(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the round of the next pass; Lightning calls it at the start of every epoch."""
+        if epoch != self.round_idx:
+            self.skip, self.committed, self.ended = 0, 0, False
         self.round_idx = epoch
 
     def _weights(self) -> np.ndarray | None:
@@ -219,14 +222,18 @@ class RoundLoader(DataLoader[Any]):
         So a round that has ended has ended for any number of processes that go on from here.
         """
         plan = self.plan
-        if plan.cohort is not None and plan.committed >= len(plan):
+        if plan.cohort is not None and (plan.ended or plan.committed >= len(plan)):
             return {"round_idx": plan.round_idx + 1, "committed": 0}
         return {"round_idx": plan.round_idx, "committed": plan.committed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue a round; a state with all batches trained continues with the next round."""
         plan, done = self.plan, state["committed"]
-        plan.round_idx = state["round_idx"]
+        if plan.cohort is not None and not done and state["round_idx"] == plan.round_idx + 1:
+            # Lightning is still in the round that has ended: it asks for its length, and no batch is left
+            plan.ended, plan.skip, plan.committed = True, len(plan), len(plan)
+            return
+        plan.ended, plan.round_idx = False, state["round_idx"]
         if done >= len(plan):
             plan.round_idx, done = plan.round_idx + 1, 0
         plan.skip = plan.committed = done

@@ -11,14 +11,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from pl_fed import chunk_round
-from pl_fed.chunks import PackedBatch
 from pl_fed.context import RoundContext
 from pl_fed.errors import TooFewClientsError
 from pl_fed.federation import Federation
 from pl_fed.federation_state import load_federation, resume_round, save_federation
 from pl_fed.loaders import RoundPlan
 from pl_fed.privacy.pairwise.errors import TooFewSurvivorsError
-from pl_fed.processes import Processes
+from pl_fed.process_group import count_others
+from pl_fed.resumption import Borders, begin_epoch_anew, check_whole, tokens_by_client, trained_uncounted
 
 
 class FederatedLoop(Callback):
@@ -30,6 +30,8 @@ class FederatedLoop(Callback):
         self.plan: RoundPlan | None = None
         self._loaded: dict[str, Any] | None = None  # a checkpoint's state until training starts
         self._steps_before = 0  # optimizer steps before the round
+        self._tokens: list[int] | None = None  # of the batch in training, by client
+        self._borders = Borders()
 
     @property
     def state_key(self) -> str:
@@ -58,7 +60,9 @@ class FederatedLoop(Callback):
     def bind(self, trainer: Trainer, plan: RoundPlan) -> None:
         """Take the data's round plan; called whenever Lightning (re)loads the training loader."""
         assert self.federation is not None
+        self._borders.broken = ""
         if self._loaded is not None:
+            check_whole(self._loaded)
             load_federation(self.federation, self._loaded, trainer.strategy.root_device)
         self.federation.sync_server()
         self.plan, plan.accumulate = plan, trainer.accumulate_grad_batches
@@ -70,13 +74,15 @@ class FederatedLoop(Callback):
                 schedule.round_idx, len(schedule.work), dict(schedule.failures)
             )
         except TooFewClientsError as error:
-            self._save_failed(trainer, schedule.round_idx, error)
+            self._save_failed(trainer, schedule.round_idx, error, "")
             raise
 
-    def _save_failed(self, trainer: Trainer, round_idx: int, error: TooFewClientsError | TooFewSurvivorsError) -> None:
+    def _save_failed(
+        self, trainer: Trainer, round_idx: int, error: TooFewClientsError | TooFewSurvivorsError, then: str
+    ) -> None:
         path = f"{trainer.log_dir or trainer.default_root_dir}/too-few-clients-round-{round_idx}.ckpt"
         trainer.save_checkpoint(path)
-        error.args = (f"{error} A checkpoint is at '{path}'.",)
+        error.args = (f"{error} A checkpoint is at '{path}'{then}.",)
 
     # ------------------------------------------------------------------ training
 
@@ -89,12 +95,12 @@ class FederatedLoop(Callback):
         if "round" in loaded:
             schedule = self.plan.schedule(loaded["round"]["round_idx"])
             resume_round(self.federation, loaded["round"], schedule, self._num_rounds(trainer))
-            return
-        epoch_loop = trainer.fit_loop.epoch_loop
-        if epoch_loop.restarted_on_train_batch_end and epoch_loop.batch_progress.is_last_batch:
-            # Lightning goes on with the next epoch if all batches are done, which it asks of the *next* round's length
-            done = epoch_loop.batch_progress.current
-            done.completed = max(done.completed, self.plan.own_schedule(trainer.current_epoch).num_batches)
+        if "uncounted" in loaded:
+            self.federation.engine.start_batch()  # random numbers go on from where they were
+            self._count(trainer, pl_module, *loaded["uncounted"])
+            self.plan.skip = self.plan.committed
+        if not self.mid_round or not self.plan.committed:
+            begin_epoch_anew(trainer)
 
     def _num_rounds(self, trainer: Trainer) -> int | None:
         return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
@@ -103,9 +109,11 @@ class FederatedLoop(Callback):
         """Begin the round."""
         if self.active and not self.mid_round:
             assert self.federation is not None and self.plan is not None
-            self.plan.committed = 0
+            self.plan.committed, self.plan.ended = 0, False
             self._steps_before = trainer.global_step
-            self.federation.start_round(self.plan.own_schedule(trainer.current_epoch), self._num_rounds(trainer))
+            schedule = self.plan.own_schedule(trainer.current_epoch)
+            with self._borders.crossing(f"at the start of round {schedule.round_idx}"):
+                self.federation.start_round(schedule, self._num_rounds(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin the round here if Lightning left ``on_train_epoch_start`` out: it resumed from a round's last batch."""
@@ -113,6 +121,7 @@ class FederatedLoop(Callback):
             assert self.federation is not None
             self.on_train_epoch_start(trainer, pl_module)
             self.federation.engine.start_batch()
+            self._tokens = tokens_by_client(batch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the rule's penalty and a correction to the gradients, before they are clipped."""
@@ -124,18 +133,26 @@ class FederatedLoop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch; at the end of a chunk take its clients' updates, at the end of the round aggregate."""
-        if not self.active:
-            return
+        if self.active:
+            self._count(trainer, pl_module, self._tokens or [], trainer.is_last_batch)
+
+    def _count(self, trainer: Trainer, pl_module: LightningModule, tokens: list[int], last: bool) -> None:
+        """Count a batch; `last` is that of the round, also where `limit_train_batches` cuts it."""
         federation, plan = self.federation, self.plan
         assert federation is not None and federation.context is not None and plan is not None
-        assert federation.schedule is not None
-        chunk_round.count(federation, batch.batches if isinstance(batch, PackedBatch) else [batch])
+        self._tokens = None
+        chunk_round.count(federation, tokens)
         plan.committed += 1
-        last = trainer.is_last_batch  # also when `limit_train_batches` cuts the round
         active = chunk_round.num_active(federation)
         if active and not last:
-            federation.engine.stepped(window_done=federation.chunk[0].step % plan.accumulate == 0, active=active)
+            federation.engine.stepped(self._window_done(federation.chunk[0].step), active)
             return
+        with self._borders.crossing(f"between two clients of round {federation.context.round_idx}"):
+            self._end_chunk(trainer, pl_module, last)
+
+    def _end_chunk(self, trainer: Trainer, pl_module: LightningModule, last: bool) -> None:
+        federation = self.federation
+        assert federation is not None and federation.context is not None and federation.schedule is not None
         chunk_round.finish_chunk(federation)
         following = federation.chunk_idx + 1
         if following < len(federation.schedule.chunks) and not last:
@@ -147,34 +164,22 @@ class FederatedLoop(Callback):
         self._finish_round(trainer, pl_module)
 
     def _finish_round(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.federation is not None and self.federation.context is not None
+        assert self.federation is not None and self.federation.context is not None and self.plan is not None
         round_idx = self.federation.context.round_idx
-        self._count_others(trainer, self.federation.processes)
+        own = trainer.global_step - self._steps_before, self.plan.committed
+        count_others(trainer, self.federation.processes, own, len(self.plan.schedule(self.plan.round_idx).work))
+        self.plan.ended = True
         try:
             context = self.federation.finish_round()
         except (TooFewClientsError, TooFewSurvivorsError) as error:
-            self._save_failed(trainer, round_idx, error)
+            self._save_failed(trainer, round_idx, error, "; resumed, it goes on with the next round")
             raise
         metrics = {"round": float(round_idx), **self._figures(context), **context.metrics}
         pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
 
-    def _count_others(self, trainer: Trainer, processes: Processes) -> None:
-        """Count what other processes trained too, so that steps mean the same for any number of processes."""
-        if processes.number == 1:
-            return
+    def _window_done(self, step: int) -> bool:
         assert self.plan is not None
-        epoch_loop = trainer.fit_loop.epoch_loop
-        own = (trainer.global_step - self._steps_before, self.plan.committed)
-        counts = processes.gather(own)[: len(self.plan.schedule(self.plan.round_idx).work)]  # the rest train no new one
-        steps, batches = (sum(column) for column in zip(*counts, strict=True))
-        optimizer = epoch_loop.automatic_optimization.optim_progress.optimizer
-        for progress, others in (
-            (optimizer.step.total, steps - own[0]),
-            (epoch_loop.batch_progress.total, batches - own[1]),
-        ):
-            for name in vars(progress):
-                setattr(progress, name, getattr(progress, name) + others)
-        epoch_loop._batches_that_stepped += steps - own[0]
+        return step % self.plan.accumulate == 0
 
     def _figures(self, context: RoundContext) -> dict[str, float]:
         reasons = list(context.failures.values())
@@ -216,7 +221,14 @@ class FederatedLoop(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the federation's state; empty for runs without rounds."""
-        return save_federation(self.federation) if self.active and self.federation is not None else {}
+        if not self.active or self.federation is None:
+            return {}
+        more: dict[str, Any] = {"broken": self._borders.broken} if self._borders.broken else {}
+        if self.mid_round and self._tokens is not None and self.trainer and trained_uncounted(self.trainer):
+            # a callback saves before it is our turn
+            self.federation.engine.note(self._window_done(self.federation.chunk[0].step + 1))
+            more["uncounted"] = (self._tokens, self.trainer.is_last_batch)
+        return save_federation(self.federation) | more
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the network is ready."""

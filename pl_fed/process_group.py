@@ -20,6 +20,7 @@ from lightning.fabric.utilities.distributed import (
 )
 from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
 from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from pl_fed.fast_pickle import dumps
+from pl_fed.processes import Processes
 
 T = TypeVar("T")
 
@@ -153,3 +155,27 @@ class ProcessGroupStrategy(SingleDeviceStrategy):
         if self.is_distributed and self.cluster_environment is not None:
             self.cluster_environment.teardown()
         super().teardown()
+
+
+def count_others(trainer: Trainer, processes: Processes, own: tuple[int, int], num_clients: int) -> None:
+    """Count what other processes trained too, so that steps mean the same for any number of processes.
+
+    Args:
+        trainer: Its counters are raised.
+        processes: All of them.
+        own: Optimizer steps and batches of this process in the round.
+        num_clients: Clients of the round; with fewer than processes, the last ones train no new one.
+    """
+    if processes.number == 1:
+        return
+    epoch_loop = trainer.fit_loop.epoch_loop
+    counts = processes.gather(own)[:num_clients]
+    steps, batches = (sum(column) for column in zip(*counts, strict=True))
+    optimizer = epoch_loop.automatic_optimization.optim_progress.optimizer
+    for progress, others in (
+        (optimizer.step.total, steps - own[0]),
+        (epoch_loop.batch_progress.total, batches - own[1]),
+    ):
+        for name in vars(progress):
+            setattr(progress, name, getattr(progress, name) + others)
+    epoch_loop._batches_that_stepped += steps - own[0]

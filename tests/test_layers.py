@@ -36,7 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"modules", "datamodules"}),
     frozenset({"engines", "exchange", "frozen", "controls", "progress", "secure_round", "federation_config"}),
     frozenset({"federation", "chunk_round", "client_round", "federation_state", "round_sharing", "personalised"})
-    | frozenset({"checkpoint_io", "loop", "process_group", "strategy_checks", "strategy"}),
+    | frozenset({"checkpoint_io", "resumption", "loop", "process_group", "strategy_checks", "strategy"}),
     frozenset({"cli", "cli_parser", "cli_tracking", "cli_trainer", "cli_ratings", "compare", "precision"}),
 )
 # Outside the table: who may import what.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from pl_fed.callbacks.public_refinement import PublicRefinement
 from pl_fed.callbacks.rank_pruning import RankPruning
@@ -29,18 +29,8 @@ from pl_fed.rules import (
 )
 from pl_fed.server_optimizer import ServerOptimizer
 from pl_fed.wire import Codecs
+from tests.helpers.resume import SaveEveryBatch, run
 from tests.helpers.tiny import TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
-
-
-class SaveEveryBatch(Checkpoint):
-    """Writes a checkpoint after every batch, also inside accumulation windows."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        trainer.save_checkpoint(self.folder / f"{len(list(self.folder.iterdir())):03}.ckpt")
-
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -104,20 +94,6 @@ PEERS: dict[str, dict[str, Any]] = {
         "callbacks": [lambda: RankPruning(eta=0.6, max_share=0.5, warmup_rounds=0, final_share=0.0)],
     },
 }
-
-
-def run(case: dict[str, Any], ckpt: Path | None = None, callbacks: list[Any] | None = None) -> dict[str, torch.Tensor]:
-    """Fit three rounds, maybe from a checkpoint; return the adapter, the changed base, and what clients keep."""
-    module = case.get("network", TinyLM)(case.get("optimizer", "adamw"), **case.get("module", {}))
-    strategy = make_strategy(case.get("rule", AFLoRA)(), **case.get("strategy", {}))
-    extra = [make() for make in case.get("callbacks", [])]
-    trainer = make_trainer(strategy, max_epochs=3, callbacks=[*extra, *(callbacks or [])], **case.get("trainer", {}))
-    shards = {"shards": case["shards"]} if "shards" in case else {}
-    trainer.fit(module, round_loader(**shards, **case.get("loader", {})), eval_loader(), ckpt_path=ckpt)
-    merged = {name: value.clone() for name, value in module.named_buffers() if name.endswith("lora_merged")}
-    clients = strategy.loop.federation.states  # type: ignore[union-attr]
-    kept = {f"client {k} {n}": v for k, s in clients.items() for n, v in {**s.kept, **s.control, **s.slots}.items()}
-    return {**adapter_tensors(module), **merged, **kept}
 
 
 @pytest.mark.parametrize("name", list(CASES))

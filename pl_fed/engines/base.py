@@ -60,6 +60,14 @@ class Engine(ABC):
         """Note that a batch of the chunk is about to be trained."""
 
     @abstractmethod
+    def note(self, window_done: bool) -> None:
+        """Note what the next batch depends on, for a checkpoint.
+
+        Args:
+            window_done: False inside an accumulation window.
+        """
+
+    @abstractmethod
     def stepped(self, window_done: bool, active: int) -> None:
         """Note that one batch was trained.
 

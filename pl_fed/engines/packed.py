@@ -102,12 +102,16 @@ class PackedEngine(Engine):
     def finish(self, client: ClientState, kept: bool) -> None:
         """Keep nothing: `why_not` refuses kept optimizers."""
 
-    def stepped(self, window_done: bool, active: int) -> None:
-        """Freeze the clients without batches left."""
-        self._step += 1
+    def note(self, window_done: bool) -> None:
+        """Note the random state, and the gradients of an open accumulation window."""
         self._rng = rng_state()
         found = [] if window_done else [p.grad for p in self.stacks.parameters]
         self._grads = [None if gradient is None else gradient.clone() for gradient in found]
+
+    def stepped(self, window_done: bool, active: int) -> None:
+        """Freeze the clients without batches left."""
+        self._step += 1
+        self.note(window_done)
         if window_done and active < self.stacks.num_active:
             self.stacks.narrow(active, self._optimizer)
 

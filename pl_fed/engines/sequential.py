@@ -66,10 +66,14 @@ class SequentialEngine(Engine):
             states = [copy.deepcopy(optimizer.state_dict()["state"]) for optimizer in self._optimizers]
             client.optimizer = {"optimizers": states, "schedules": self._schedules.state()}
 
-    def stepped(self, window_done: bool, active: int) -> None:
+    def note(self, window_done: bool) -> None:
         """Note the random state, and the gradients of an open accumulation window."""
         self._rng = rng_state()
         self._grads = [] if window_done else [p.grad for p in self._parameters]
+
+    def stepped(self, window_done: bool, active: int) -> None:
+        """Note what the next batch depends on."""
+        self.note(window_done)
 
     def suspend(self, server: AdapterState) -> None:
         """Swap the server's adapter in; twice is once."""
