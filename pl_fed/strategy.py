@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
+from pl_fed import strategy_checks
 from pl_fed.accounting import NetworkSize
 from pl_fed.adapters import MERGED, Adapter
 from pl_fed.checkpoint_io import AtomicCheckpointIO
@@ -29,7 +30,6 @@ from pl_fed.rounds import CohortConfig, LocalTraining, derive_seed
 from pl_fed.rules import AFLoRA, Rule
 from pl_fed.secure_round import SecureAggregation
 from pl_fed.server_optimizer import ServerOptimizer
-from pl_fed.strategy_checks import callbacks_of, check_optimizers, check_shapes, check_supported, engine_for
 from pl_fed.wire import Codecs
 
 
@@ -109,7 +109,7 @@ class FederatedStrategy(ProcessGroupStrategy):
 
     def _insert(self, own: Callback) -> None:
         """Put a callback of ours, when a loader wants it, before the loop and the first that writes checkpoints."""
-        callbacks = callbacks_of(self.trainer)
+        callbacks = strategy_checks.callbacks_of(self.trainer)
         if own not in callbacks:  # the loop comes last: it puts its client over the server's adapter
             later = (i for i, c in enumerate(callbacks) if isinstance(c, (Checkpoint, FederatedLoop)))
             callbacks.insert(next(later, len(callbacks)), own)
@@ -164,8 +164,8 @@ class FederatedStrategy(ProcessGroupStrategy):
             if dataloader.personalised:
                 self._insert(self.personal)
         if isinstance(dataloader, RoundLoader) and self.trainer.state.fn == TrainerFn.FITTING:
-            check_supported(self.trainer, self.optimizers)
-            check_trainer(self.trainer, callbacks_of(self.trainer), self.world_size)
+            strategy_checks.check_supported(self.trainer, self.optimizers)
+            check_trainer(self.trainer, strategy_checks.callbacks_of(self.trainer), self.world_size)
             self._choose_engine(dataloader)
             self._insert(self.loop)
             # the length of an epoch is that of its round; Lightning otherwise computes it once
@@ -180,7 +180,7 @@ class FederatedStrategy(ProcessGroupStrategy):
         if self._chosen or federation is None:
             return
         self._chosen = True
-        packed = engine_for(self._wanted, self.trainer, federation, self.optimizers, loader) == "packed"
+        packed = strategy_checks.engine_for(self._wanted, self.trainer, federation, self.optimizers, loader) == "packed"
         federation.engine = self.engine = self._packed if packed else self._sequential
         clip = {"clip_grad_by_norm": self._packed.clip_gradients} if packed else {}  # client by client
         vars(self.precision_plugin).pop("clip_grad_by_norm", None)
@@ -188,6 +188,8 @@ class FederatedStrategy(ProcessGroupStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Let the clients of a chunk train together; other batches are the module's."""
+        if self.loop.active and self.loop.plan is not None:
+            strategy_checks.check_accumulation(self.trainer, self.loop.plan)
         batch = args[0] if args else None
         if not isinstance(batch, PackedBatch):
             return super().training_step(*args, **kwargs)
@@ -227,18 +229,14 @@ class FederatedStrategy(ProcessGroupStrategy):
         assert self.lightning_module is not None
         if any(name.endswith(f".{MERGED}") for name in checkpoint["state_dict"]):  # of a rule that changes the base
             Adapter(self.lightning_module).add_merged()
-        check_shapes(self.lightning_module, checkpoint["state_dict"])
+        strategy_checks.check_shapes(self.lightning_module, checkpoint["state_dict"])
         super().load_model_state_dict(checkpoint, strict=strict)
         self.personal.loaded = self._client_store()
         self.personal.loaded.load_state_dict(state or {"clients": {}, "past": []})
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        """Load the optimizer.
-
-        Raises:
-            CheckpointMismatchError: If the checkpoint is of another kind of optimizer.
-        """
-        check_optimizers(self.optimizers, checkpoint["optimizer_states"])
+        """Load the optimizer, if the checkpoint is of the same kind."""
+        strategy_checks.check_optimizers(self.optimizers, checkpoint["optimizer_states"])
         super().load_optimizer_state_dict(checkpoint)
 
     @classmethod

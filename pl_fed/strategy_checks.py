@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
@@ -12,7 +12,7 @@ from pl_fed.chunks import Packing
 from pl_fed.engines import by_size, step_size, why_not_packed
 from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
 from pl_fed.federation import Federation
-from pl_fed.loaders import RoundLoader
+from pl_fed.loaders import RoundLoader, RoundPlan
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -24,7 +24,8 @@ def check_supported(trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
     """Refuse what rounds cannot be trained with.
 
     Raises:
-        FederatedConfigError: For manual optimization, several optimizers, or weight averaging over steps.
+        FederatedConfigError: For manual optimization, several optimizers, weight averaging over steps, or a schedule of
+            accumulation.
     """
     if not trainer.lightning_module.automatic_optimization:
         raise FederatedConfigError(
@@ -40,6 +41,24 @@ def check_supported(trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
                 f"Expected no weight averaging over steps but got `{type(callback).__name__}`: it would average "
                 "over the steps of different clients. Use `server_optimizer` (momentum) instead."
             )
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise FederatedConfigError(
+                f"Expected one `accumulate_grad_batches` for all rounds but got `{type(callback).__name__}`, which "
+                "changes it after a round's batches are planned: set `trainer.accumulate_grad_batches` instead."
+            )
+
+
+def check_accumulation(trainer: Trainer, plan: RoundPlan) -> None:
+    """Compare the Trainer's accumulation with that of the plan, whose windows end where clients end.
+
+    Raises:
+        FederatedConfigError: If it was changed in a round.
+    """
+    if trainer.accumulate_grad_batches != plan.accumulate:
+        raise FederatedConfigError(
+            f"Expected `accumulate_grad_batches`={plan.accumulate}, with which the round was planned, but got "
+            f"{trainer.accumulate_grad_batches}: change it between rounds only, in `on_train_epoch_end`."
+        )
 
 
 def engine_for(

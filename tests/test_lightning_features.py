@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     RichProgressBar,
-    StochasticWeightAveraging,
     Timer,
     TQDMProgressBar,
 )
@@ -20,7 +19,6 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from pl_fed.context import RoundContext
-from pl_fed.errors import FederatedConfigError
 from tests.helpers.tiny import TinyLM, Tokens, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
 
 
@@ -226,24 +224,6 @@ def test_round_loader_without_the_strategy_is_centralised() -> None:
     trainer = make_trainer("auto", max_epochs=1)
     trainer.fit(module, round_loader(), eval_loader())
     assert trainer.global_step == 10  # 30 examples in batches of 3
-
-
-def test_weight_averaging_is_refused() -> None:
-    with pytest.raises(
-        FederatedConfigError, match="no weight averaging over steps but got `StochasticWeightAveraging`"
-    ):
-        fit(callbacks=[StochasticWeightAveraging(swa_lrs=1e-2)])
-    from lightning.pytorch.callbacks import EMAWeightAveraging
-
-    with pytest.raises(FederatedConfigError, match="`EMAWeightAveraging`"):
-        fit(callbacks=[EMAWeightAveraging()])
-
-
-def test_manual_optimization_is_refused() -> None:
-    module = TinyLM()
-    module.automatic_optimization = False
-    with pytest.raises(FederatedConfigError, match="Expected automatic optimization"):
-        make_trainer(make_strategy()).fit(module, round_loader(), eval_loader())
 
 
 @pytest.mark.parametrize(

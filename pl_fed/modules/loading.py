@@ -27,7 +27,7 @@ from pl_fed.adapters import ADAPTER_NAME
 from pl_fed.assets import HUB_ERRORS, AssetNotFoundError, hub_or_caches, hub_refusal, packaged_models, resolve_model
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules.settings import LoraSettings, ModelLoading
-from pl_fed.modules.targets import accepted_by_peft, check_modules_to_save, check_targets
+from pl_fed.modules.targets import accepted_by_peft, check_modules_to_save, check_targets, linear_in_full
 from pl_fed.packing.rows import at_least_float32
 
 _HEADS = frozenset({"classifier", "score"})  # peft trains and saves these of a sequence classifier by itself
@@ -111,6 +111,9 @@ def add_adapter(
     targets: list[str] | str = default if lora.target_modules is None else lora.target_modules
     check_targets(network, targets)
     check_modules_to_save(network, lora.modules_to_save or [])
+    in_full = [*(lora.modules_to_save or []), *new]
+    heads = _HEADS if task == TaskType.SEQ_CLS else ()
+    excluded = linear_in_full(network, [*in_full, *heads]) if targets == "all-linear" else []
     with accepted_by_peft(), warnings.catch_warnings():
         # peft 0.21 reads a property that transformers 5.23 calls deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -120,10 +123,10 @@ def add_adapter(
             target_modules=targets,
             lora_dropout=lora.lora_dropout,
             init_lora_weights=cast(Any, lora.init_lora_weights),  # peft checks it
-            modules_to_save=[*(lora.modules_to_save or []), *new] or None,
+            modules_to_save=in_full or None,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
             task_type=task,
-            **lora.extra,
+            **{"exclude_modules": excluded or None, **lora.extra},
         )
         adapted = cast(PeftModel, get_peft_model(network, config, adapter_name=ADAPTER_NAME))
     adapted.peft_config[ADAPTER_NAME].base_model_name_or_path = base_model  # not this machine's folder

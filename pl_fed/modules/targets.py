@@ -42,6 +42,18 @@ def check_modules_to_save(network: nn.Module, names: Sequence[str]) -> None:
     _refuse_unmatched(network, {name: _ending(network, name) for name in names}, "lora.modules_to_save")
 
 
+def linear_in_full(network: nn.Module, in_full: Sequence[str]) -> list[str]:
+    """Return the linear layers that are trained in full, which ``all-linear`` has to leave out.
+
+    Args:
+        network: Without an adapter.
+        in_full: Names of modules; PEFT trains every module whose name ends so, "pre_classifier" as a "classifier" too.
+    """
+    roots = [name for name, _ in network.named_modules() if name.endswith(tuple(in_full))]
+    linear = (name for name, module in network.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return [name for name in linear if any(f"{name}.".startswith(f"{root}.") for root in roots)]
+
+
 @contextmanager
 def accepted_by_peft() -> Iterator[None]:
     """Turn what PEFT says of its arguments, often with a printed module in it, into one sentence."""
