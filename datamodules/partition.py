@@ -5,6 +5,7 @@ by the seed, since some of them (`IidPartitioner`) cut the table where it stands
 """
 
 import copy
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,18 @@ def split_shard(shard: Sequence[int], config: SplitConfig, client_id: int) -> tu
     return mixed[held_out:], mixed[:num_validation], mixed[num_validation:held_out]
 
 
+_ADVICE = {
+    "InnerDirichletPartitioner": "; it wants labels that are the numbers 0, 1, ... (DirichletPartitioner takes any)"
+}
+
+
+def _arguments(partitioner: Partitioner) -> str:
+    """Return a partitioner's settings as it keeps them, as ``alpha=0.5, num_partitions=3``."""
+    settings = {name.lstrip("_"): value for name, value in vars(partitioner).items()}
+    plain = {name: value for name, value in settings.items() if isinstance(value, (bool, int, float, str, list))}
+    return textwrap.shorten(", ".join(f"{name}={value!r}" for name, value in plain.items()), 300, placeholder=" ...")
+
+
 def assign(partitioner: Partitioner, data: datasets.Dataset, indices: Sequence[int]) -> tuple[list[Indices], list[str]]:
     """Let a partitioner give the rows `indices` of `data` to clients.
 
@@ -117,7 +130,8 @@ def assign(partitioner: Partitioner, data: datasets.Dataset, indices: Sequence[i
         parts = [fresh.load_partition(k) for k in range(fresh.num_partitions)]
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise FederatedConfigError(
-            f"Expected {kind} to split {len(indices)} examples but got: {error} Change its arguments."
+            f"Expected {kind} to split {len(indices)} examples but it says: {str(error).rstrip('. ')}: change its "
+            f"arguments, now {_arguments(partitioner)}{_ADVICE.get(kind, '')}."
         ) from error
     shards = [_read_index(part, kind) for part in parts]
     names = _client_names(fresh, len(shards))

@@ -53,6 +53,11 @@ class FederationConfig:
             )
 
     def _check_secure(self, name: str) -> None:
+        if self.rule.keeps >= {"a", "b", "dense"}:
+            raise FederatedConfigError(
+                f"Expected no `secure_aggregation` with {name} but got it: its clients send nothing that could be "
+                "added up. Drop it."
+            )
         if not self.rule.sums_only:
             why = "a robust mean needs every update" if self.rule.mean else self.rule.why_not_averages
             raise FederatedConfigError(

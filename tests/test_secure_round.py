@@ -15,7 +15,7 @@ from pl_fed.errors import ClientFailureError, FederatedConfigError
 from pl_fed.privacy import FixedPoint, mean_error_bound
 from pl_fed.privacy.pairwise.errors import ModelMismatchError, TooFewSurvivorsError
 from pl_fed.rounds import CohortConfig, LocalTraining
-from pl_fed.rules import AFLoRA, FedIT, FedSALoRA, FedSVD, FLoRA, HetLoRA, LoRAFAIR, Median, RoLoRA
+from pl_fed.rules import AFLoRA, FedIT, FedSALoRA, FedSVD, FLoRA, HetLoRA, LocalOnly, LoRAFAIR, Median, RoLoRA
 from pl_fed.secure_round import SecureAggregation
 from pl_fed.strategy import FederatedStrategy
 from pl_fed.wire import Codecs
@@ -181,6 +181,7 @@ def test_settings_are_checked() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"rule": LocalOnly()}, "no `secure_aggregation` with LocalOnly but got it: its clients send nothing"),
         ({"rule": FLoRA()}, "sums only with `secure_aggregation` but got FLoRA: the server stacks every client's"),
         ({"rule": HetLoRA()}, "but got HetLoRA: it weights clients by the norm"),
         ({"rule": LoRAFAIR()}, "but got LoRAFAIR: it fits a correction"),

@@ -12,9 +12,10 @@ from typing import cast
 import peft
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pl_fed.adapters import ADAPTER_NAME, MERGED, Adapter
 from pl_fed.errors import FederatedConfigError
@@ -141,6 +142,7 @@ def _factors(change: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _write_merged(module: LoraModule, folder: Path) -> None:
     model = copy.deepcopy(module.model)
+    _untie(model)
     folded = fold_diagonals(model.state_dict())
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
@@ -156,6 +158,17 @@ def _write_merged(module: LoraModule, folder: Path) -> None:
         merged.save_pretrained(folder)
     if module.reads_text:
         module.tokenizer.save_pretrained(folder)
+
+
+def _untie(model: PeftModel) -> None:
+    """Give an adapted head that shares its weight with the embedding, which has no adapter, a weight of its own."""
+    base = cast(PreTrainedModel, model.get_base_model())
+    shared = getattr(base.get_input_embeddings(), "weight", None)
+    for layer in Adapter(model).layers.values():
+        adapted = cast(nn.Linear, layer.module.get_base_layer())
+        if adapted.weight is shared:
+            adapted.weight = nn.Parameter(adapted.weight.detach().clone(), requires_grad=False)
+            base.config.tie_word_embeddings = False
 
 
 def _model_card(module: LoraModule, config: LoraConfig, num_parameters: int) -> str:

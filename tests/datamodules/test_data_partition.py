@@ -9,6 +9,7 @@ from flwr_datasets.partitioner import (
     DirichletPartitioner,
     GroupedNaturalIdPartitioner,
     IidPartitioner,
+    InnerDirichletPartitioner,
     NaturalIdPartitioner,
     Partitioner,
     PathologicalPartitioner,
@@ -145,8 +146,11 @@ def test_holders() -> None:
     [
         (IidPartitioner(7), "at most as many clients as the 6 examples that are left to them but got 7"),
         (PathologicalPartitioner(7, "label", 1), "at most as many clients as the 6 examples .* but got 7"),
-        (SizePartitioner([3, 4]), "Expected SizePartitioner to split 6 examples but got: "),
-        (PathologicalPartitioner(2, "label", 4), "Expected PathologicalPartitioner to split 6 examples but got: "),
+        (SizePartitioner([3, 4]), "Expected SizePartitioner to split 6 examples but it says: .*sizes"),
+        (
+            PathologicalPartitioner(2, "label", 4),
+            "PathologicalPartitioner to split 6 .* says: .*: change its arguments, now .*",
+        ),
         (NaturalIdPartitioner("user"), "`partitioner.partition_by` to be one of text, label but got 'user'"),
         (Fixed([[0, 1], [], [2]]), r"the shard of client 1 is empty \(1 of 3 clients\)"),
         (Fixed([]), "the shard of all clients is empty"),
@@ -157,6 +161,13 @@ def test_holders() -> None:
 def test_impossible(partitioner: Partitioner, message: str) -> None:
     with pytest.raises(FederatedConfigError, match=message):
         assign(partitioner, table([0, 0, 1, 1, 2, 2]), range(6))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_partitioner_that_wants_numbers() -> None:
+    message = "InnerDirichletPartitioner to split 6 .*partition_by='label'.*it wants labels that are the numbers 0, 1, "
+    with pytest.raises(FederatedConfigError, match=message):
+        assign(InnerDirichletPartitioner([3, 3], "label", 0.5), table(["a", "a", "b", "b", "c", "c"]), range(6))
 
 
 def test_used_partitioner() -> None:

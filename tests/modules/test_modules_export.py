@@ -9,12 +9,18 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForCausalLM,
+)
 
 from pl_fed.adapters import Adapter
 from pl_fed.errors import FederatedConfigError
 from pl_fed.modules import LoraCausalLM, LoraModule, LoraSequenceClassifier, LoraSettings, ModelLoading, export_adapter
-from tests.modules.tiny_models import collate_language, language_rows
+from tests.modules.tiny_models import collate_language, language_rows, llama_config, save
 
 SETTINGS = {
     "llama": {"target_modules": "all-linear"},
@@ -95,6 +101,21 @@ def test_merged_weights_are_close(make: Any, tmp_path: Path, kind: str) -> None:
     assert (folder / "merged" / "model.safetensors").is_file()
     torch.testing.assert_close(logits(merged), before, rtol=1e-4, atol=1e-5)
     assert len(AutoTokenizer.from_pretrained(folder / "merged")) == 32
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part of the adapter")
+def test_merged_weights_of_a_tied_head(tmp_path: Path) -> None:
+    """The head shares its weight with the embedding, which the adapter does not change."""
+    folder = save(LlamaForCausalLM(llama_config(tie_word_embeddings=True)), tmp_path / "base")
+    module = LoraCausalLM(folder, LoraSettings(r=3, target_modules=["q_proj", "lm_head"]))
+    module.configure_model()
+    for layer in Adapter(module).layers.values():
+        nn.init.normal_(layer.b)
+    before = logits(module.model)
+    merged = AutoModelForCausalLM.from_pretrained(export_adapter(module, tmp_path / "adapter", merge=True) / "merged")
+    torch.testing.assert_close(logits(merged), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(module.model), before, rtol=0, atol=0)
+    assert not merged.config.tie_word_embeddings
 
 
 def test_a_narrow_base_model(make: Any, llama: str, tmp_path: Path) -> None:
