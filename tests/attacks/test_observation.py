@@ -144,7 +144,6 @@ def test_scale_without_an_absent_class_is_not_confirmed() -> None:
         (lambda: LossSpec("bce_with_logits", label_smoothing=0.1), "0 with `bce_with_logits`"),
         (lambda: LossSpec(class_weights=(1.0, 0.0)), "positive `loss.class_weights`"),
         (lambda: LossSpec(class_weights=(1.0,)).label_mix(torch.zeros(2), torch.zeros(2)), "Expected 2"),
-        (lambda: LossSpec("cross_entropy", 0.1, (1.0, 2.0)).ceiling(torch.zeros(2)), "a known scale"),
         (lambda: LocalSteps(steps=0), "`local.steps` of 1"),
         (lambda: LocalSteps(momentum=1.0), "`local.momentum` in"),
         (lambda: FixedPointSum(bits=1), "`bits` in"),
