@@ -42,6 +42,11 @@ class SimulatedClients(Generic[Batch]):
     batch_sizes: Int[Tensor, " clients"]
     seed: int = 0
 
+    @property
+    def one_label_each(self) -> bool:
+        """Whether every sample has one label, as the server of such a task knows."""
+        return bool((self.true.sum(1) == self.batch_sizes).all())
+
 
 @dataclass(frozen=True)
 class AuditSettings:
@@ -128,7 +133,8 @@ def _attack(
         for k, (m, batches) in enumerate(zip(assignment.tolist(), clients.batches, strict=True))
     ]
     weights = torch.ones(len(updates), dtype=torch.float64)
-    public = PublicRound(assignment, weights, clients.batch_sizes, settings.local, settings.loss)
+    local, loss, sizes = settings.local, settings.loss, clients.batch_sizes
+    public = PublicRound(assignment, weights, sizes, local, loss, one_label_each=clients.one_label_each)
     return recover(Observation(aggregate(updates, weights, settings.secure_sum), models, public))
 
 

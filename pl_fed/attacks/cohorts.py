@@ -47,7 +47,7 @@ def recover_over_rounds(
         shares.append(torch.zeros(len(present), dtype=torch.float64).masked_scatter(present, weights / weights.sum()))
     system = linear_system(torch.stack(shares).T, has_bias=False)  # (clients, rounds)
     raw, found = system.inverse @ torch.stack(mixes) * batch_sizes[:, None], system.identifiable
-    single = observations[0].round.loss.counts_sum_to_batch
+    single = observations[0].round.counts_sum_to_batch
     rounded = [round_counts(row, int(size), single) for row, size in zip(raw, batch_sizes, strict=True)]
     counts = torch.stack(rounded) * found[:, None]
     margin = float((raw - counts)[found].abs().max()) if bool(found.any()) else float("inf")

@@ -132,8 +132,8 @@ class Simulation(Generic[Batch]):
 
     def _public(self, models: Int[Tensor, " clients"], who: Bool[Tensor, " clients"], defence: Defence) -> PublicRound:
         weights, settings = torch.ones(int(who.sum()), dtype=torch.float64), self.settings
-        sizes = self.clients.batch_sizes[who]
-        return PublicRound(models[who], weights, sizes, settings.local, settings.loss, not defence.clips)
+        sizes, single = self.clients.batch_sizes[who], self.clients.one_label_each
+        return PublicRound(models[who], weights, sizes, settings.local, settings.loss, not defence.clips, single)
 
     def _fishing(self, defence: Defence, draw: int) -> Outcome:
         recoveries, present = [], torch.zeros_like(self.all)

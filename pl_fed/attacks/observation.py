@@ -99,6 +99,7 @@ class PublicRound:
         local: The local training.
         loss: The loss.
         scale_known: False if clients clip their updates or choose their learning rate.
+        one_label_each: Whether the task gives every sample one label, also where the loss would take several or none.
     """
 
     assignment: Int[Tensor, " clients"]
@@ -107,6 +108,12 @@ class PublicRound:
     local: LocalSteps = field(default_factory=LocalSteps)
     loss: LossSpec = field(default_factory=LossSpec)
     scale_known: bool = True
+    one_label_each: bool = False
+
+    @property
+    def counts_sum_to_batch(self) -> bool:
+        """Whether a client's counts add up to its batch size."""
+        return self.one_label_each or self.loss.counts_sum_to_batch
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _counts(
             found[k] = False
             continue
         batches[k], raw[k] = batch, batch * mix
-        counts[k] = round_counts(raw[k], batch, public.loss.counts_sum_to_batch)
+        counts[k] = round_counts(raw[k], batch, public.counts_sum_to_batch)
     if unsure:
         notes.append(f"The scale of {unsure} clients holds only if a class is absent from their batch.")
     if not bool(batches[found].all()) or (public.batch_sizes is None and bool(found.any())):

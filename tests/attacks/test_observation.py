@@ -30,7 +30,7 @@ def leaves(value: Any, path: str = "observation") -> list[tuple[str, Any]]:
 SEEN = {
     "aggregate": ["weight", "bias"],
     "models": ["betas", "embeddings", "logits", "head_weight", "head_bias", "jacobians"],
-    "round": ["assignment", "weights", "batch_sizes", "scale_known"],
+    "round": ["assignment", "weights", "batch_sizes", "scale_known", "one_label_each"],
     "round.local": ["steps", "lr", "momentum", "weight_decay", "optimizer"],
     "round.loss": ["name", "label_smoothing", "class_weights"],
 }

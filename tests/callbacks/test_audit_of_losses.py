@@ -1,5 +1,6 @@
 """Audits of losses other than plain cross-entropy, where clipping or Adam hides the scale of updates."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def test_smoothing_and_class_weights_under_every_defence(tmp_path: Path) -> None
     assert page.result is not None and (tmp_path / "audit.html").is_file()
     row = page.result.cell("fishing", "clipping")
     assert row is not None and row.exact_match == 1.0
+
+
+def one_hot(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logits, nn.functional.one_hot(labels, 10).float())
+
+
+def test_noise_on_bce_over_one_label_each(tmp_path: Path) -> None:
+    """What noise leaves adds up to the batch size, as with cross-entropy; class by class it named less than nothing."""
+    page = AuditPage(num_clients=3, batch_size=16, loss=LossSpec("bce_with_logits"))
+    fit(Net(mlp(16), one_hot), loader(), tmp_path, page, max_epochs=1)
+    assert page.result is not None and page.result.rows[0].exact_match == 1.0
+    for attack, defence in itertools.product(("fishing", "same model"), ("DP 0.3", "DP 1")):
+        row = page.result.cell(attack, defence)
+        assert row is not None and row.label_accuracy > 0.15, (attack, defence)
 
 
 def test_smoothing_and_class_weights_with_adam(tmp_path: Path) -> None:
