@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pl_fed.attacks.aim import aim
 from pl_fed.attacks.baselines import guess, ilrg, llg, mean_gradient, spread_mix
 from pl_fed.attacks.cut_norm import CannotAttackError, Forward, Target, find_target
-from pl_fed.attacks.fishing import FishingModels, choose_betas, make_models, plan_rounds
+from pl_fed.attacks.fishing import FishingModels
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import LocalSteps, Observation, PublicRound
 from pl_fed.attacks.quantise import FixedPointSum, SecureSum
@@ -83,10 +84,9 @@ def audit(
         CannotAttackError: If the attack does not apply to the module or its loss.
     """
     target = find_target(module, forward)
-    plan = plan_rounds(len(clients.batches), target.width)
-    betas = choose_betas(int(plan[0].max()) + 1, target.width, settings.scale)
-    check_loss(module, target, betas, clients, settings.loss)
-    models = make_models(module, target, betas, forward, moving=settings.local.steps > 1)
+    moving = settings.local.steps > 1
+    models, plan = aim(module, target, forward, len(clients.batches), settings.scale, moving)
+    check_loss(module, target, models.betas, clients, settings.loss)
     recoveries = [_attack(module, target, models, assignment, clients, settings) for assignment in plan]
     baselines = _baselines(module, target, models, clients, settings)
     guessed = guess(clients.true.shape[1], clients.batch_sizes)

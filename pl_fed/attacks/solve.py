@@ -5,7 +5,7 @@ the user owns, to see what a malicious server could learn from a federation unde
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +19,7 @@ from pl_fed.attacks.fishing import FishingModels
 from pl_fed.attacks.observation import Observation, PublicRound
 from pl_fed.errors import FederatedConfigError
 
+SHARED, UNDETERMINED = "share a model with others", "the sum does not determine every client"
 Correction = Literal["auto", "naive", "trajectory"]
 ADAM = (
     "The clients train with Adam, which rescales every gradient: its scale is taken as unknown, which names many "
@@ -68,7 +69,7 @@ def recover(observation: Observation, correction: Correction = "auto") -> Recove
     """
     public, notes = observation.round, []
     used, group = public.assignment.unique(return_inverse=True)
-    models = _choose(observation.models, used)
+    models = observation.models.at(used)
     system = linear_system(models.embeddings, observation.aggregate.bias is not None)
     sizes = torch.bincount(group, minlength=len(used))
     total_weight = torch.zeros(len(used), dtype=torch.float64).index_add_(0, group, public.weights.double())
@@ -77,9 +78,9 @@ def recover(observation: Observation, correction: Correction = "auto") -> Recove
     if public.local.optimizer == "adam":
         notes.append(ADAM)
     if int(sizes.max()) > 1:
-        notes.append(f"{int((sizes[group] > 1).sum())} clients share a model with others and are not separated.")
+        notes.append(f"{int((sizes[group] > 1).sum())} clients {SHARED} and are not separated.")
     if not bool(system.identifiable.all()):
-        notes.append(f"{len(used)} models but rank {system.rank}: the sum does not determine every client.")
+        notes.append(f"{len(used)} models but rank {system.rank}: {UNDETERMINED}.")
     raw, counts, batches = _counts(gradients[group], models.logits[group], public, found, notes)
     margin = float((raw - counts)[found].abs().max()) if bool(found.any()) else float("inf")
     return Recovery(
@@ -110,6 +111,8 @@ def combine(recoveries: Sequence[Recovery]) -> Recovery:
         counts[new], raw[new], batches[new] = other.counts[new], other.raw[new], other.batch_sizes[new]
         found |= new
     notes = [f"{len(recoveries)} rounds, each with other targets."] if len(recoveries) > 1 else list(first.notes)
+    settled = (SHARED, UNDETERMINED) if bool(found.all()) else (SHARED,)  # by another round
+    notes += [note for r in recoveries for note in r.notes if not any(text in note for text in settled)]
     return Recovery(
         counts,
         raw,
@@ -119,15 +122,9 @@ def combine(recoveries: Sequence[Recovery]) -> Recovery:
         max(r.num_models for r in recoveries),
         max(r.condition for r in recoveries),
         max(r.margin for r in recoveries),
-        any(r.under_determined for r in recoveries),
-        tuple(dict.fromkeys([*notes, *(n for r in recoveries for n in r.notes if "share a model" not in n)])),
+        any(r.under_determined for r in recoveries) and not bool(found.all()),
+        tuple(dict.fromkeys(notes)),
     )
-
-
-def _choose(models: FishingModels, used: Tensor) -> FishingModels:
-    jacobians = None if models.jacobians is None else models.jacobians[used]
-    rows = {name: getattr(models, name)[used] for name in ("betas", "embeddings", "logits")}
-    return replace(models, jacobians=jacobians, **rows)
 
 
 def _gradients(
