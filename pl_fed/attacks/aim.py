@@ -1,6 +1,6 @@
 """Who is sent which crafted model, in as many rounds as it takes to separate everybody.
 
-Derived. What can be told apart is the rank of the embeddings (and of the column of ones, if the final layer has a bias),
+Derived. What can be told apart is the rank of the embeddings (with a column of ones, if the final layer has a bias),
 not the number of biases that can be chosen: a narrow layer between the cut norm and the final one lowers it. Of models
 that are not independent, those are kept that a pivoted Gram-Schmidt orthogonalisation picks, which are also well
 conditioned; the clients that they do not suffice for share the model of bias 0 and have their turn in another round.
@@ -49,7 +49,7 @@ def independent_rows(rows: Float[Tensor, "rows columns"], beside: Float[Tensor, 
     """Return which rows are independent of each other and of one more row, the most independent first; at least one.
 
     Example:
-        >>> independent_rows(torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [1.0, 3.0, 1.0]]), torch.tensor([0.0, 0.0, 1.0]))
+        >>> independent_rows(torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 3.0]]), torch.zeros(2))
         [2, 1]
     """
     left, found, largest = _without(rows.double(), beside.double()), list[int](), 0.0

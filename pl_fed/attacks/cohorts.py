@@ -34,6 +34,12 @@ def recover_over_rounds(
     Raises:
         FederatedConfigError: If a round has several models, or not the clients that `participation` says.
     """
+    expected = (len(observations), len(batch_sizes))
+    if not observations or tuple(participation.shape) != expected:
+        raise FederatedConfigError(
+            f"Expected one or more `observations` and `participation` of shape {expected}, rounds and clients, but got "
+            f"{len(observations)} and {tuple(participation.shape)}: give a row for each round that was observed."
+        )
     shares, mixes = [], []
     for round_idx, (seen, present) in enumerate(zip(observations, participation, strict=True)):
         num_models, num_clients = len(seen.models.logits), len(seen.round.assignment)

@@ -6,7 +6,7 @@ the user owns, to see what a malicious server could learn from a federation unde
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -65,8 +65,10 @@ def recover(observation: Observation, correction: Correction = "auto") -> Recove
             ``auto`` takes the latter where it helps.
 
     Raises:
-        FederatedConfigError: If `correction` is ``trajectory`` with Adam or an unknown scale.
+        FederatedConfigError: If `correction` is unknown, or ``trajectory`` with Adam or an unknown scale.
     """
+    if correction not in get_args(Correction):
+        raise FederatedConfigError(f"Expected `correction` out of {get_args(Correction)} but got `{correction}`.")
     public, notes = observation.round, []
     used, group = public.assignment.unique(return_inverse=True)
     models = observation.models.at(used)

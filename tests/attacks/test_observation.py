@@ -163,6 +163,7 @@ def test_messages(make: Any, message: str) -> None:
     [
         (LossSpec, "name", "`loss.name` out of .* but got `other`"),
         (LocalSteps, "optimizer", "`local.optimizer` out of"),
+        (LocalSteps, "steps", "whole `local.steps` of 1 or more .* but got other"),
     ],
 )
 def test_unknown_choices(kind: Any, field: str, message: str) -> None:
@@ -180,6 +181,22 @@ def test_unknown_choices(kind: Any, field: str, message: str) -> None:
         ("round", {"weights": torch.ones(3)}, "for each of one or more clients but got 2, 3 and 2"),
         ("round", {"weights": torch.tensor([1.0, 0.0])}, "finite `weights` above 0"),
         ("round", {"batch_sizes": torch.tensor([8])}, "but got 2, 2 and 1"),
+        (
+            "round",
+            {"batch_sizes": torch.tensor([8, -8])},
+            r"`batch_sizes` .* 0 or more for each client but got \[8, -8",
+        ),
+        ("round", {"batch_sizes": torch.tensor([8.5, 8])}, "`batch_sizes` to be a whole number"),
+        ("round", {"assignment": torch.tensor([0.0, 1.0])}, "`assignment` to be a whole number"),
+        ("round", {"assignment": torch.tensor([[0], [1]])}, r"but got \[\[0\], \[1\]\]: give one row of integers"),
+        ("round", {"weights": torch.ones(2, 2)}, "for each of one or more clients but got 2, 4 and 2"),
+        ("aggregate", {"bias": torch.zeros(3)}, r"\(10, 64\) but got \(10, 64\) and a bias of \(3,\)"),
+        ("aggregate", {"bias": torch.zeros(10, 1)}, r"a bias of \(10, 1\)"),
+        ("models", {"embeddings": torch.full((2, 64), float("nan"))}, "finite `embeddings` .* NaN or infinite values"),
+        ("models", {"embeddings": torch.zeros(1, 64)}, r"`embeddings` of shape \(2, 64\) .* but got \(1, 64\)"),
+        ("models", {"logits": torch.full((2, 10), float("inf"))}, "finite `logits` .* NaN or infinite values"),
+        ("models", {"logits": torch.zeros(2, 5)}, r"`logits` of shape \(2, 10\) .* but got \(2, 5\)"),
+        ("models", {"head_bias": torch.zeros(4)}, r"`head_bias` of shape \(10,\)"),
         ("aggregate", {"weight": torch.zeros(10, 3)}, r"head's shape \(10, 64\) but got \(10, 3\)"),
         ("aggregate", {"weight": torch.full((10, 64), float("nan"))}, "a finite aggregate .* training diverged"),
     ],
@@ -198,3 +215,15 @@ def test_rounds_with_one_model_are_checked() -> None:
     played = play(mlp(), label_draws([8] * 2))
     with pytest.raises(FederatedConfigError, match="one model and 2 clients in round 0 but got 2 and 2"):
         recover_over_rounds([played.observation], torch.ones(1, 2, dtype=torch.bool), torch.tensor([8, 8]))
+    with pytest.raises(
+        FederatedConfigError, match=r"one or more `observations` .* shape \(0, 2\), .* got 0 and \(0, 2\)"
+    ):
+        recover_over_rounds([], torch.ones(0, 2, dtype=torch.bool), torch.tensor([8, 8]))
+    with pytest.raises(FederatedConfigError, match=r"shape \(1, 2\), rounds and clients, but got 1 and \(2, 2\)"):
+        recover_over_rounds([played.observation], torch.ones(2, 2, dtype=torch.bool), torch.tensor([8, 8]))
+
+
+def test_an_unknown_correction() -> None:
+    played = play(mlp(), label_draws([8] * 2))
+    with pytest.raises(FederatedConfigError, match=r"`correction` out of \('auto', .* but got `other`"):
+        inspect.unwrap(recover)(played.observation, **{"correction": "other"})
