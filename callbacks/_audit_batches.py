@@ -16,6 +16,16 @@ from pl_fed.rounds import derive_seed
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
+def all_whole(least: int, *numbers: int | None) -> bool:
+    """Tell whether all numbers that are given are whole and not below `least`.
+
+    Example:
+        >>> all_whole(1, 2, None), all_whole(1, 2.5), all_whole(1, 0)
+        (True, False, False)
+    """
+    return all(number is None or (isinstance(number, int) and number >= least) for number in numbers)
+
+
 def draw_batches(
     loader: Any, num_clients: int, steps: int, batch_size: int | None = None, seed: int = 0
 ) -> list[list[Any]]:

@@ -11,12 +11,12 @@ from torch import Tensor
 from pl_fed._lightning import Callback, LightningModule, Trainer
 from pl_fed.attacks.audit import AuditSettings, audit
 from pl_fed.attacks.cut_norm import CannotAttackError
-from pl_fed.attacks.defences import audit_defences
+from pl_fed.attacks.defences import DEFENCES, audit_defences
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import LocalSteps
 from pl_fed.attacks.preserve import isolated_rng
 from pl_fed.attacks.quantise import FixedPointSum, SecureSum
-from pl_fed.callbacks._audit_batches import find_labels
+from pl_fed.callbacks._audit_batches import all_whole, find_labels
 from pl_fed.callbacks._audit_page import write_page
 from pl_fed.callbacks._audit_result import Accuracy, AuditResult
 from pl_fed.callbacks._find import find_callback
@@ -64,16 +64,16 @@ class AuditPage(Callback):
         accuracy: Mapping[str, tuple[float, float, int]] | None = None,
         seed: int = 0,
     ) -> None:
-        if num_clients < 2 or (batch_size is not None and batch_size < 1):
+        if not all_whole(2, num_clients) or not all_whole(1, batch_size):
             raise FederatedConfigError(
-                "Expected `num_clients` of 2 or more, which is what a sum can hide, and `batch_size` of 1 or more but "
+                "Expected whole `num_clients` of 2 or more, which is what a sum can hide, and `batch_size` of 1 or more but "
                 f"got {num_clients} and {batch_size}."
             )
         if when not in get_args(When):
             raise FederatedConfigError(f"Expected `when` out of {get_args(When)} but got `{when}`.")
         self.num_clients, self.batch_size, self.when, self.seed = num_clients, batch_size, when, seed
         self.settings = AuditSettings(local or LocalSteps(), loss or LossSpec(), secure_sum or FixedPointSum())
-        self.accuracy = {name: Accuracy(*figures) for name, figures in (accuracy or {}).items()}
+        self.accuracy = _accuracies(accuracy or {})
         self.result: AuditResult | None = None
 
     def labels(self, batch: Any) -> Tensor:
@@ -128,6 +128,20 @@ class AuditPage(Callback):
             if callable(log):
                 columns = ["defence", *result.attacks, "tripwire alarms", result.figure]
                 log("audit", columns=columns, data=result.table())
+
+
+def _accuracies(given: Mapping[str, tuple[float, float, int]]) -> dict[str, Accuracy]:
+    """Check what the user measured, so that no figure is left out of the page in silence."""
+    names = [defence.name for defence in DEFENCES]
+    if unknown := sorted(set(given) - set(names)):
+        raise FederatedConfigError(f"Expected defences out of {names} in `accuracy` but got {unknown}.")
+    for name, figures in given.items():
+        if not isinstance(figures, tuple | list) or len(figures) != 3:
+            raise FederatedConfigError(
+                f"Expected mean, standard deviation and number of seeds for `{name}` in `accuracy` but got {figures!r}: "
+                "give three numbers, such as [0.91, 0.01, 3]."
+            )
+    return {name: Accuracy(*figures) for name, figures in given.items()}
 
 
 def _sizes(batch_sizes: Tensor) -> str:

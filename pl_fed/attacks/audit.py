@@ -18,6 +18,7 @@ from pl_fed.attacks.quantise import FixedPointSum, SecureSum
 from pl_fed.attacks.report import AuditReport, make_report, mix_of
 from pl_fed.attacks.simulate import aggregate, client_update, loss_mismatch
 from pl_fed.attacks.solve import Recovery, combine, recover
+from pl_fed.errors import FederatedConfigError
 
 Batch = TypeVar("Batch")
 MISMATCH = 0.05  # relative; of a loss that is the one configured it is a rounding error
@@ -62,6 +63,14 @@ class AuditSettings:
     local: LocalSteps = field(default_factory=LocalSteps)
     loss: LossSpec = field(default_factory=LossSpec)
     secure_sum: SecureSum = field(default_factory=FixedPointSum)
+
+    def __post_init__(self) -> None:
+        """Check the sum."""
+        if not callable(self.secure_sum):
+            raise FederatedConfigError(
+                f"Expected `secure_sum` to be a function from the clients' vectors to their sum but got "
+                f"{self.secure_sum!r}: give one such as `FixedPointSum(bits=22)`."
+            )
 
     @property
     def scale(self) -> float:

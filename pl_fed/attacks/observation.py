@@ -142,8 +142,8 @@ class Observation:
         if weight.shape != expected or (bias is not None and bias.shape != expected[:1]):
             also = "" if bias is None else f" and a bias of {tuple(bias.shape)}"
             raise FederatedConfigError(
-                f"Expected an aggregate of the head's shape {tuple(expected)} but got {tuple(weight.shape)}{also}: give "
-                "the update of the layer that the models were crafted for."
+                f"Expected an aggregate of the head's shape {tuple(expected)} but got {tuple(weight.shape)}{also}: "
+                "give the update of the layer that the models were crafted for."
             )
         self._check_round()
         if not bool(torch.isfinite(self.aggregate.flat()).all()):

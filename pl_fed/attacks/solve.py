@@ -169,6 +169,6 @@ def _counts(
         counts[k] = round_counts(raw[k], batch, public.counts_sum_to_batch)
     if unsure:
         notes.append(f"The scale of {unsure} clients holds only if a class is absent from their batch.")
-    if not bool(batches[found].all()) or (public.batch_sizes is None and bool(found.any())):
+    if public.batch_sizes is None and bool(found.any()):
         notes.append("Batch sizes are the smallest that make all counts whole: exact up to a common divisor.")
     return raw, counts, batches

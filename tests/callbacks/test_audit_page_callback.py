@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonargparse import ArgumentParser
@@ -86,11 +87,23 @@ def test_a_dry_run_leaves_no_file(tmp_path: Path) -> None:
     assert audit.result is not None and not list(tmp_path.rglob("audit.*"))
 
 
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"num_clients": 2.5}, "Expected whole `num_clients` of 2 or more, .* but got 2.5 and None"),
+    ({"batch_size": 0}, "`batch_size` of 1 or more but got 8 and 0"),
+    ({"accuracy": {"nothing": (0.9, 0.0, 1)}}, r"out of \['none', .* in `accuracy` but got \['nothing'\]"),
+    ({"accuracy": {"none": 0.9}}, "deviation and number of seeds for `none` in `accuracy` but got 0.9: give three"),
+    ({"accuracy": {"none": (0.9, 0.1)}}, r"number of seeds for `none` in `accuracy` but got \(0.9, 0.1\)"),
+]
+
+
 def test_errors() -> None:
     with pytest.raises(FederatedConfigError, match="`num_clients` of 2 or more, .* but got 1 and None"):
         AuditPage(num_clients=1)
     with pytest.raises(FederatedConfigError, match=r"`when` out of .*'fit_end'.* but got `never`"):
         inspect.unwrap(AuditPage.__init__)(object.__new__(AuditPage), **{"when": "never"})
+    for wrong, message in WRONG:
+        with pytest.raises(FederatedConfigError, match=message):
+            inspect.unwrap(AuditPage.__init__)(object.__new__(AuditPage), **wrong)
     assert pickle.loads(pickle.dumps(AuditPage(3))).num_clients == 3
 
 
