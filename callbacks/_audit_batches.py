@@ -16,7 +16,7 @@ from pl_fed.rounds import derive_seed
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
-def all_whole(least: int, *numbers: int | None) -> bool:
+def all_whole(least: int, *numbers: object) -> bool:
     """Tell whether all numbers that are given are whole and not below `least`.
 
     Example:

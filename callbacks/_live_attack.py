@@ -146,7 +146,7 @@ class LiveAttack:
             )
             observation = Observation(_head_update(now, context), now.models, public)
             true = torch.stack([client.counts for client in seen])
-            self._results.append((arrived, recover(observation), true))
+            self._results.append((arrived, _with_clipping(recover(observation), context), true))
         finally:
             Adapter(module).write(context.previous)
         self.done = len(self._results) >= now.num_rounds
@@ -170,6 +170,18 @@ class LiveAttack:
         guessed = guess(true.shape[1], sizes)
         report = make_report(combine(recoveries), true, guessed, baselines, setting)
         return replace(report, rows=tuple(replace(row, client=k) for k, row in zip(ids, report.rows, strict=True)))
+
+
+def _with_clipping(recovery: Recovery, context: RoundContext) -> Recovery:
+    """Say in the notes that secure aggregation cut values off, which makes counts wrong."""
+    share = context.metrics.get("server/secure_clipped_share", 0.0)
+    if share == 0:
+        return recovery
+    note = (
+        f"Secure aggregation clipped {share:.2%} of the values that clients sent in round {context.round_idx}, so "
+        "counts may be wrong: that is no defence, since the server chooses learning rate and `clip`."
+    )
+    return replace(recovery, notes=(*recovery.notes, note))
 
 
 def _head_update(now: AttackedRound, context: RoundContext) -> HeadUpdate:
