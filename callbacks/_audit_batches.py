@@ -16,6 +16,16 @@ from pl_fed.rounds import derive_seed
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
+def all_whole(least: int, *numbers: object) -> bool:
+    """Tell whether all numbers that are given are whole and not below `least`.
+
+    Example:
+        >>> all_whole(1, 2, None), all_whole(1, 2.5), all_whole(1, 0)
+        (True, False, False)
+    """
+    return all(number is None or (isinstance(number, int) and number >= least) for number in numbers)
+
+
 def draw_batches(
     loader: Any, num_clients: int, steps: int, batch_size: int | None = None, seed: int = 0
 ) -> list[list[Any]]:
@@ -135,13 +145,19 @@ def count_labels(labels: Tensor, num_classes: int) -> Int[Tensor, " classes"]:
 def noise_like(batch: Any, seed: int = 0) -> Any:
     """Return a batch of the same shapes: noise for floats, random integers in range; masks and the like stay.
 
+    A batch of one example gives noise of two: only samples that differ show whether a layer's input depends on them.
+
     Example:
         >>> noise_like([torch.zeros(2, 3)])[0].shape
         torch.Size([2, 3])
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, 0xA8))
+    sizes: set[int] = set()
+    apply_to_collection(batch, Tensor, lambda tensor: sizes.update(tensor.shape[:1]))
 
     def noise(tensor: Tensor) -> Tensor:
+        if sizes == {1} and tensor.dim():
+            tensor = tensor.repeat_interleave(2, 0)
         if tensor.is_floating_point():
             return torch.randn(tensor.shape, generator=generator).to(tensor)
         if tensor.dtype is torch.bool or tensor.numel() == 0 or int(tensor.max()) <= 1 or int(tensor.min()) < 0:

@@ -79,6 +79,14 @@ def write_page(folder: Path, result: AuditResult) -> None:
     replace_text(folder / "audit.json", result.to_json())
 
 
+def write_refusal(folder: Path, reason: str) -> None:
+    """Write ``audit.html`` and ``audit.md`` that say why there are no figures."""
+    lines = (f"The audit does not apply: {reason}", "That is no proof of safety: there are other attacks.")
+    body = "<h1>Label inference audit</h1>" + "".join(_paragraph(_text(line)) for line in lines)
+    replace_text(folder / "audit.html", HTML.format(style=STYLE, body=body))
+    replace_text(folder / "audit.md", "\n\n".join(("# Label inference under defences", *lines)) + "\n")
+
+
 def page(result: AuditResult) -> str:
     """Return the page; it needs no other file."""
     parts = [

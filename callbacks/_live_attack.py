@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pl_fed._lightning import LightningModule, Trainer
 from pl_fed.adapters import Adapter
+from pl_fed.attacks.aim import aim
 from pl_fed.attacks.baselines import guess, spread_mix
 from pl_fed.attacks.cut_norm import CannotAttackError, find_target
-from pl_fed.attacks.fishing import FishingModels, choose_betas, make_models, plan_rounds
+from pl_fed.attacks.fishing import FishingModels
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import HeadUpdate, LocalSteps, Observation, Optimizer, PublicRound
 from pl_fed.attacks.report import AuditReport, make_report, mix_of
@@ -52,6 +53,7 @@ class AttackedRound:
         norm_name: The cut norm.
         models: The crafted models.
         assignment: Which of them each client of the cohort is sent.
+        num_rounds: How many such rounds separate everybody.
         seen: The truth, which the attack does not get.
         optimizer: The clients' optimizer, which the server chose.
     """
@@ -60,6 +62,7 @@ class AttackedRound:
     norm_name: str
     models: FishingModels
     assignment: dict[int, int]
+    num_rounds: int
     seen: dict[int, SeenClient] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer | None = None
 
@@ -96,11 +99,9 @@ class LiveAttack:
         target = find_target(module, forward)
         found = {k for ids, recovery, _ in self._results for k, ok in zip(ids, recovery.found, strict=True) if ok}
         order = sorted(context.cohort, key=lambda k: (k in found, k))
-        first, *_ = plan_rounds(len(order), target.width)
-        betas = choose_betas(int(first.max()) + 1, target.width, 1.0 if steps == 1 else SMALL)
-        models = make_models(module, target, betas, forward, moving=steps > 1)
-        assignment = dict(zip(order, first.tolist(), strict=True))
-        self.now = AttackedRound(target.head_name, target.norm_name, models, assignment)
+        models, plan = aim(module, target, forward, len(order), 1.0 if steps == 1 else SMALL, steps > 1)
+        assignment = dict(zip(order, plan[0].tolist(), strict=True))
+        self.now = AttackedRound(target.head_name, target.norm_name, models, assignment, len(plan))
 
     def broadcast(self, module: LightningModule, context: RoundContext) -> None:
         """Put the client's crafted norm into what it is sent: as a federated tensor, or as one of the base model."""
@@ -145,11 +146,10 @@ class LiveAttack:
             )
             observation = Observation(_head_update(now, context), now.models, public)
             true = torch.stack([client.counts for client in seen])
-            self._results.append((arrived, recover(observation), true))
+            self._results.append((arrived, _with_clipping(recover(observation), context), true))
         finally:
             Adapter(module).write(context.previous)
-        rounds = math.ceil(len(context.cohort) / max(1, now.models.betas.shape[1]))
-        self.done = len(context.cohort) <= now.models.betas.shape[1] + 1 or len(self._results) >= rounds
+        self.done = len(self._results) >= now.num_rounds
 
     def report(self, setting: str) -> AuditReport:
         """Compare what was found with the truth."""
@@ -170,6 +170,18 @@ class LiveAttack:
         guessed = guess(true.shape[1], sizes)
         report = make_report(combine(recoveries), true, guessed, baselines, setting)
         return replace(report, rows=tuple(replace(row, client=k) for k, row in zip(ids, report.rows, strict=True)))
+
+
+def _with_clipping(recovery: Recovery, context: RoundContext) -> Recovery:
+    """Say in the notes that secure aggregation cut values off, which makes counts wrong."""
+    share = context.metrics.get("server/secure_clipped_share", 0.0)
+    if share == 0:
+        return recovery
+    note = (
+        f"Secure aggregation clipped {share:.2%} of the values that clients sent in round {context.round_idx}, so "
+        "counts may be wrong: that is no defence, since the server chooses learning rate and `clip`."
+    )
+    return replace(recovery, notes=(*recovery.notes, note))
 
 
 def _head_update(now: AttackedRound, context: RoundContext) -> HeadUpdate:

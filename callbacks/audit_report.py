@@ -11,13 +11,15 @@ from torch import Tensor
 from pl_fed._lightning import Callback, LightningModule, Trainer
 from pl_fed.attacks.audit import AuditSettings, audit
 from pl_fed.attacks.cut_norm import CannotAttackError
-from pl_fed.attacks.defences import audit_defences
+from pl_fed.attacks.defences import DEFENCES, audit_defences
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import LocalSteps
 from pl_fed.attacks.preserve import isolated_rng
 from pl_fed.attacks.quantise import FixedPointSum, SecureSum
-from pl_fed.callbacks._audit_batches import find_labels
-from pl_fed.callbacks._audit_page import write_page
+from pl_fed.attacks.report import AuditReport
+from pl_fed.callbacks._audit_batches import all_whole, find_labels
+from pl_fed.callbacks._audit_logging import log_clients, log_page, log_table
+from pl_fed.callbacks._audit_page import page, write_page, write_refusal
 from pl_fed.callbacks._audit_result import Accuracy, AuditResult
 from pl_fed.callbacks._find import find_callback
 from pl_fed.callbacks._lent_module import lend
@@ -34,9 +36,9 @@ class AuditPage(Callback):
 
     Works in any Lightning project, federated or not. ``audit.html`` in the run's folder needs no other file;
     ``audit.md``, ``audit.csv`` and ``audit.json`` beside it have the same figures. Loggers get
-    ``audit/<attack>/<defence>/label_accuracy``, and a table where they have tables. The page shows the latest report of
-    a `LabelInferenceAttack` that is listed before, client by client; without one it makes its own. The audit trains a
-    copy of the module.
+    ``audit/<attack>/<defence>/label_accuracy``, and tables where they have tables; W&B has the page too. It shows the
+    latest report of a `LabelInferenceAttack` that is listed before, client by client; without one it makes its own.
+    Where the audit does not apply, a warning and the page say why. The audit trains a copy of the module.
 
     Args:
         num_clients: Number of simulated clients; with the loader of a federation its own clients.
@@ -64,16 +66,16 @@ class AuditPage(Callback):
         accuracy: Mapping[str, tuple[float, float, int]] | None = None,
         seed: int = 0,
     ) -> None:
-        if num_clients < 2 or (batch_size is not None and batch_size < 1):
+        if not all_whole(2, num_clients) or not all_whole(1, batch_size):
             raise FederatedConfigError(
-                "Expected `num_clients` of 2 or more, which is what a sum can hide, and `batch_size` of 1 or more but "
-                f"got {num_clients} and {batch_size}."
+                "Expected whole `num_clients` of 2 or more, which is what a sum can hide, and `batch_size` of 1 or "
+                f"more but got {num_clients} and {batch_size}."
             )
         if when not in get_args(When):
             raise FederatedConfigError(f"Expected `when` out of {get_args(When)} but got `{when}`.")
         self.num_clients, self.batch_size, self.when, self.seed = num_clients, batch_size, when, seed
         self.settings = AuditSettings(local or LocalSteps(), loss or LossSpec(), secure_sum or FixedPointSum())
-        self.accuracy = {name: Accuracy(*figures) for name, figures in (accuracy or {}).items()}
+        self.accuracy = _accuracies(accuracy or {})
         self.result: AuditResult | None = None
 
     def labels(self, batch: Any) -> Tensor:
@@ -97,7 +99,9 @@ class AuditPage(Callback):
             try:
                 self.result = self._audit(trainer, lend(pl_module, trainer))
             except CannotAttackError as reason:
-                warnings.warn(f"No audit page is written: {reason} That is no proof of safety.", stacklevel=2)
+                warnings.warn(f"The audit does not apply: {reason} That is no proof of safety.", stacklevel=2)
+                if writes_files(trainer):
+                    write_refusal(run_folder(trainer), str(reason))
                 return
         self._log(trainer, self.result)
         if writes_files(trainer):
@@ -108,8 +112,7 @@ class AuditPage(Callback):
             trainer, module, self.settings, self.num_clients, self.batch_size, self.labels, self.seed
         )
         rows = audit_defences(module, forward, clients, self.settings)
-        other = find_callback(trainer, LabelInferenceAttack)
-        known = [] if other is None else other.reports
+        known = self._reports(trainer)
         report = known[-1] if known else audit(module, forward, clients, self.settings)
         local = self.settings.local
         setting = (
@@ -118,16 +121,35 @@ class AuditPage(Callback):
         )
         return AuditResult(rows, setting, report, self.accuracy)
 
+    def _reports(self, trainer: Trainer) -> list[AuditReport]:
+        """Return those of a `LabelInferenceAttack` so far."""
+        other = find_callback(trainer, LabelInferenceAttack)
+        return [] if other is None else other.reports
+
     def _log(self, trainer: Trainer, result: AuditResult) -> None:
         figures = {
             f"audit/{_slug(row.attack)}/{_slug(row.defence)}/label_accuracy": row.label_accuracy for row in result.rows
         }
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)
-            log = getattr(logger, "log_table", None)
-            if callable(log):
-                columns = ["defence", *result.attacks, "tripwire alarms", result.figure]
-                log("audit", columns=columns, data=result.table())
+        if result.report not in self._reports(trainer):  # else they are logged already
+            log_clients(trainer, result.report)
+        log_table(trainer, "audit", ["defence", *result.attacks, "tripwire alarms", result.figure], result.table())
+        log_page(trainer, page(result))
+
+
+def _accuracies(given: Mapping[str, Any]) -> dict[str, Accuracy]:
+    """Check what the user measured, so that no figure is left out of the page in silence."""
+    names = [defence.name for defence in DEFENCES]
+    if unknown := sorted(set(given) - set(names)):
+        raise FederatedConfigError(f"Expected defences out of {names} in `accuracy` but got {unknown}.")
+    for name, figures in given.items():
+        if not isinstance(figures, tuple | list) or len(figures) != 3:
+            raise FederatedConfigError(
+                f"Expected mean, standard deviation and number of seeds for `{name}` in `accuracy` but got {figures!r}"
+                ": give three numbers, such as [0.91, 0.01, 3]."
+            )
+    return {name: Accuracy(*figures) for name, figures in given.items()}
 
 
 def _sizes(batch_sizes: Tensor) -> str:

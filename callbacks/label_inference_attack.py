@@ -20,7 +20,8 @@ from pl_fed.attacks.observation import LocalSteps
 from pl_fed.attacks.preserve import isolated_rng
 from pl_fed.attacks.quantise import FixedPointSum, SecureSum
 from pl_fed.attacks.report import AuditReport
-from pl_fed.callbacks._audit_batches import count_labels, draw_batches, find_labels, noise_like
+from pl_fed.callbacks._audit_batches import all_whole, count_labels, draw_batches, find_labels, noise_like
+from pl_fed.callbacks._audit_logging import log_report
 from pl_fed.callbacks._find import find_callback
 from pl_fed.callbacks._lent_module import labels_of, lend, loss_of
 from pl_fed.callbacks._live_attack import FOUND_OUT, LiveAttack
@@ -73,9 +74,9 @@ class LabelInferenceAttack(Callback):
         every_n_epochs: int = 1,
         seed: int = 0,
     ) -> None:
-        if num_clients < 1 or every_n_epochs < 1 or (batch_size is not None and batch_size < 1):
+        if not all_whole(1, num_clients, every_n_epochs, batch_size):
             raise FederatedConfigError(
-                "Expected `num_clients`, `every_n_epochs` and `batch_size` of 1 or more but got "
+                "Expected whole `num_clients`, `every_n_epochs` and `batch_size` of 1 or more but got "
                 f"{num_clients}, {every_n_epochs} and {batch_size}."
             )
         if when not in get_args(When):
@@ -206,8 +207,7 @@ class LabelInferenceAttack(Callback):
 
     def _tell(self, trainer: Trainer, report: AuditReport) -> None:
         self.reports.append(report)
-        for logger in trainer.loggers:
-            logger.log_metrics(report.metrics(), step=trainer.global_step)
+        log_report(trainer, report)
         get_console().print(
             f"Label inference audit: label accuracy {report.label_accuracy:.3f}, exact {report.exact_match:.3f}, guess "
             f"{report.guess:.3f}; rank {report.rank} of {report.num_models}, condition {report.condition:.3g}, margin "

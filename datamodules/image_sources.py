@@ -36,7 +36,7 @@ def load_image_splits(name: str, config_name: str | None = None, cache_dir: Path
         return _load_folder(path)
     if name == DIGITS and not path.exists():
         return {"train": _load_digits()}
-    return load_splits(name, config_name, cache_dir)
+    return load_splits(name, config_name, cache_dir, [DIGITS])
 
 
 def _has_table(folder: Path) -> bool:

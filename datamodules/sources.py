@@ -52,7 +52,9 @@ class Rows:
         return Rows(splits, groups, self.group_order, None if self.targets is None else self.targets[kept])
 
 
-def load_splits(name: str, config_name: str | None = None, cache_dir: Path | None = None) -> Splits:
+def load_splits(
+    name: str, config_name: str | None = None, cache_dir: Path | None = None, others: Sequence[str] = ()
+) -> Splits:
     """Load a data set with its own splits.
 
     Args:
@@ -60,6 +62,7 @@ def load_splits(name: str, config_name: str | None = None, cache_dir: Path | Non
             reachable or has the data in its local cache, then the packages.
         config_name: Configuration of a hub data set that has several.
         cache_dir: Folder for the Arrow form of local files; None means the one of `datasets`.
+        others: Names that the caller knows besides, to say so where `name` is unknown.
 
     Returns:
         ``train``, and ``validation`` and ``test`` where the data has them.
@@ -73,7 +76,7 @@ def load_splits(name: str, config_name: str | None = None, cache_dir: Path | Non
     elif path.suffix in BUILDERS:
         raise FederatedConfigError(f"Expected `dataset` to be a file that exists but there is no {path}.")
     else:
-        found = _load_hub(name, config_name) or _load_packaged(name)
+        found = _load_hub(name, config_name) or _load_packaged(name, others)
     return _canonical(found, name)
 
 
@@ -186,10 +189,10 @@ def _not_given(error: Exception, name: str) -> str:
     return f"{_EXPECTED} but got '{name}'{refusal or f' ({reason}): choose another or download its files.'}"
 
 
-def _load_packaged(name: str) -> Splits:
+def _load_packaged(name: str, others: Sequence[str]) -> Splits:
     if assets.is_packaged_dataset(name):
         return dict(assets.load_packaged_dataset(name))
-    known = ", ".join(asset.name for asset in assets.packaged_datasets())
+    known = ", ".join([*(asset.name for asset in assets.packaged_datasets()), *others])
     hub = "the hub has no such data set" if assets.hub_reachable() else "the hub cannot be reached"
     raise FederatedConfigError(
         f"{_EXPECTED} but got '{name}': there is no such path, {hub}, and packaged are only {known}."

@@ -9,21 +9,23 @@ def label_accuracy(
 ) -> Float[Tensor, " clients"]:
     r"""Return the share of each client's labels that were named.
 
-    .. math:: 1 - \tfrac12 \lVert \hat n - n \rVert_1 / B
+    .. math:: 1 - \lVert \hat n - n \rVert_1 / (\hat B + B)
 
-    Always to be read beside what guessing gives.
+    Here B and its estimate are the sums of the counts. They are equal where every sample has one label; with several
+    labels a sample, both what was missed and what was invented lower the share, and it stays in [0, 1]. Always to be
+    read beside what guessing gives.
 
     Args:
-        recovered: Recovered label counts.
-        true: True label counts, which sum to B.
+        recovered: Recovered label counts, 0 or more.
+        true: True label counts.
 
     Example:
         >>> import torch
         >>> label_accuracy(torch.tensor([[3, 1]]), torch.tensor([[2, 2]]))
         tensor([0.7500], dtype=torch.float64)
     """
-    wrong = (recovered - true).abs().sum(1).double() / 2
-    return 1 - wrong / true.sum(1).clamp(min=1)
+    wrong = (recovered - true).abs().sum(1).double()
+    return 1 - wrong / (recovered.sum(1) + true.sum(1)).clamp(min=1)
 
 
 def exact_match(

@@ -8,15 +8,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pl_fed.attacks.aim import aim
 from pl_fed.attacks.baselines import guess, ilrg, llg, mean_gradient, spread_mix
 from pl_fed.attacks.cut_norm import CannotAttackError, Forward, Target, find_target
-from pl_fed.attacks.fishing import FishingModels, choose_betas, make_models, plan_rounds
+from pl_fed.attacks.fishing import FishingModels
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import LocalSteps, Observation, PublicRound
 from pl_fed.attacks.quantise import FixedPointSum, SecureSum
 from pl_fed.attacks.report import AuditReport, make_report, mix_of
 from pl_fed.attacks.simulate import aggregate, client_update, loss_mismatch
 from pl_fed.attacks.solve import Recovery, combine, recover
+from pl_fed.errors import FederatedConfigError
 
 Batch = TypeVar("Batch")
 MISMATCH = 0.05  # relative; of a loss that is the one configured it is a rounding error
@@ -42,6 +44,11 @@ class SimulatedClients(Generic[Batch]):
     batch_sizes: Int[Tensor, " clients"]
     seed: int = 0
 
+    @property
+    def one_label_each(self) -> bool:
+        """Whether every sample has one label, as the server of such a task knows."""
+        return bool((self.true.sum(1) == self.batch_sizes).all())
+
 
 @dataclass(frozen=True)
 class AuditSettings:
@@ -56,6 +63,14 @@ class AuditSettings:
     local: LocalSteps = field(default_factory=LocalSteps)
     loss: LossSpec = field(default_factory=LossSpec)
     secure_sum: SecureSum = field(default_factory=FixedPointSum)
+
+    def __post_init__(self) -> None:
+        """Check the sum."""
+        if not callable(self.secure_sum):
+            raise FederatedConfigError(
+                f"Expected `secure_sum` to be a function from the clients' vectors to their sum but got "
+                f"{self.secure_sum!r}: give one such as `FixedPointSum(bits=22)`."
+            )
 
     @property
     def scale(self) -> float:
@@ -78,10 +93,9 @@ def audit(
         CannotAttackError: If the attack does not apply to the module or its loss.
     """
     target = find_target(module, forward)
-    plan = plan_rounds(len(clients.batches), target.width)
-    betas = choose_betas(int(plan[0].max()) + 1, target.width, settings.scale)
-    check_loss(module, target, betas, clients, settings.loss)
-    models = make_models(module, target, betas, forward, moving=settings.local.steps > 1)
+    moving = settings.local.steps > 1
+    models, plan = aim(module, target, forward, len(clients.batches), settings.scale, moving)
+    check_loss(module, target, models.betas, clients, settings.loss)
     recoveries = [_attack(module, target, models, assignment, clients, settings) for assignment in plan]
     baselines = _baselines(module, target, models, clients, settings)
     guessed = guess(clients.true.shape[1], clients.batch_sizes)
@@ -128,7 +142,8 @@ def _attack(
         for k, (m, batches) in enumerate(zip(assignment.tolist(), clients.batches, strict=True))
     ]
     weights = torch.ones(len(updates), dtype=torch.float64)
-    public = PublicRound(assignment, weights, clients.batch_sizes, settings.local, settings.loss)
+    local, loss, sizes = settings.local, settings.loss, clients.batch_sizes
+    public = PublicRound(assignment, weights, sizes, local, loss, one_label_each=clients.one_label_each)
     return recover(Observation(aggregate(updates, weights, settings.secure_sum), models, public))
 
 

@@ -34,6 +34,12 @@ def recover_over_rounds(
     Raises:
         FederatedConfigError: If a round has several models, or not the clients that `participation` says.
     """
+    expected = (len(observations), len(batch_sizes))
+    if not observations or tuple(participation.shape) != expected:
+        raise FederatedConfigError(
+            f"Expected one or more `observations` and `participation` of shape {expected}, rounds and clients, but got "
+            f"{len(observations)} and {tuple(participation.shape)}: give a row for each round that was observed."
+        )
     shares, mixes = [], []
     for round_idx, (seen, present) in enumerate(zip(observations, participation, strict=True)):
         num_models, num_clients = len(seen.models.logits), len(seen.round.assignment)
@@ -47,7 +53,7 @@ def recover_over_rounds(
         shares.append(torch.zeros(len(present), dtype=torch.float64).masked_scatter(present, weights / weights.sum()))
     system = linear_system(torch.stack(shares).T, has_bias=False)  # (clients, rounds)
     raw, found = system.inverse @ torch.stack(mixes) * batch_sizes[:, None], system.identifiable
-    single = observations[0].round.loss.counts_sum_to_batch
+    single = observations[0].round.counts_sum_to_batch
     rounded = [round_counts(row, int(size), single) for row, size in zip(raw, batch_sizes, strict=True)]
     counts = torch.stack(rounded) * found[:, None]
     margin = float((raw - counts)[found].abs().max()) if bool(found.any()) else float("inf")

@@ -63,9 +63,10 @@ def unknown_scale(
 ) -> tuple[float, bool]:
     """Return the unknown positive factor between gradient and Gamma, and whether it was confirmed.
 
-    A class without samples has the largest gradient that it can have, so Gamma over that ceiling is largest there and
-    equals the factor. Where the batch size is known but every class has samples, the rarest class is tried with
-    1, 2, ... samples until all counts are whole.
+    The label mix of the gradient Gamma / factor is a fraction of two affine functions of 1 / factor (`mix_fraction`).
+    The share of a class without samples is 0, which gives the factor at once; with that of another class some share
+    would be below 0, so it is the largest. Where the batch size is known but every class has samples, the rarest class
+    is tried with 1, 2, ... samples until all counts are whole.
 
     Args:
         gamma: The gradient times the factor.
@@ -73,31 +74,22 @@ def unknown_scale(
         loss: The loss.
         batch_size: The number of labels if known; it also serves to confirm the factor.
     """
-    ceiling = loss.ceiling(logits)
-    ratios = torch.where(ceiling > 0, gamma / ceiling, -torch.inf)
+    above, below = loss.mix_fraction(logits, torch.zeros_like(gamma))  # of no gradient
+    falls, sinks = (x - y for x, y in zip((above, below), loss.mix_fraction(logits, gamma), strict=True))
+    ratios = torch.where(above > 0, falls / above, -torch.inf)
     rarest = int(ratios.argmax())
     first = float(ratios[rarest])
     if batch_size is None or first <= 0:
         return max(first, 1e-300), False
-    probability = loss.ceiling(logits)[rarest]
     for count in range(batch_size + 1):
-        # One sample lowers the rarest class's gradient by what the loss says; linear, so the ends are enough.
-        mix = torch.zeros_like(logits)
-        mix[rarest] = count / batch_size
-        level = probability - _slope(loss, logits, rarest) * mix[rarest]
-        if float(level * gamma[rarest]) <= 0:
+        # The factor at which the rarest class has so many samples: batch_size * above / below = count.
+        level = float(batch_size * above[rarest] - count * below[rarest])
+        if level <= 0:
             break
-        scale = float(gamma[rarest] / level)
+        scale = float(batch_size * falls[rarest] - count * sinks[rarest]) / level
+        if scale <= 0:
+            break
         raw = batch_size * loss.label_mix(logits, gamma / scale)
         if float((raw - raw.round()).abs().max()) <= INTEGRAL * 5 and float(raw.min()) > -0.5:
             return scale, True
     return first, False
-
-
-def _slope(loss: LossSpec, logits: Tensor, class_idx: int) -> float:
-    """Return how much one class's gradient falls when its share of an unweighted batch grows from 0 to 1."""
-    if loss.name == "bce_with_logits":
-        p = float(torch.sigmoid(logits[class_idx]))
-        positive = 1.0 if loss.class_weights is None else loss.class_weights[class_idx]
-        return (p + positive * (1 - p)) / len(logits)
-    return 1.0 - loss.label_smoothing

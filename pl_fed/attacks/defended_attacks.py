@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pl_fed.attacks.accuracy import exact_match, label_accuracy
+from pl_fed.attacks.aim import aim
 from pl_fed.attacks.audit import AuditSettings, Batch, SimulatedClients, check_loss
 from pl_fed.attacks.baselines import guess, ilrg, llg, mean_gradient, spread_mix
 from pl_fed.attacks.cohorts import recover_over_rounds
 from pl_fed.attacks.cut_norm import Forward, find_target
 from pl_fed.attacks.defended import Defence, Sent, defended_sum, noised, simulate
-from pl_fed.attacks.fishing import choose_betas, make_models, plan_rounds
 from pl_fed.attacks.observation import HeadUpdate, Observation, PublicRound
 from pl_fed.attacks.report import mix_of
 from pl_fed.attacks.solve import Recovery, combine, recover
@@ -63,12 +63,10 @@ class Simulation(Generic[Batch]):
     ) -> None:
         self.clients, self.settings = clients, settings
         target = find_target(module, forward)
-        self.plan = plan_rounds(len(clients.batches), target.width)
-        betas = choose_betas(int(self.plan[0].max()) + 1, target.width, scale)
-        check_loss(module, target, betas, clients, settings.loss)
         moving = settings.local.steps > 1
-        self.models = make_models(module, target, betas, forward, moving)
-        self.common = make_models(module, target, betas[:1], forward, moving)
+        self.models, self.plan = aim(module, target, forward, len(clients.batches), scale, moving)
+        self.common = self.models.at([0])
+        check_loss(module, target, self.common.betas, clients, settings.loss)
         self.all = torch.ones(len(clients.batches), dtype=torch.bool)
         self.one = torch.zeros(len(self.all), dtype=torch.long)
         self.fished = [simulate(module, target, self.models, models, clients, settings) for models in self.plan]
@@ -132,8 +130,8 @@ class Simulation(Generic[Batch]):
 
     def _public(self, models: Int[Tensor, " clients"], who: Bool[Tensor, " clients"], defence: Defence) -> PublicRound:
         weights, settings = torch.ones(int(who.sum()), dtype=torch.float64), self.settings
-        sizes = self.clients.batch_sizes[who]
-        return PublicRound(models[who], weights, sizes, settings.local, settings.loss, not defence.clips)
+        sizes, single = self.clients.batch_sizes[who], self.clients.one_label_each
+        return PublicRound(models[who], weights, sizes, settings.local, settings.loss, not defence.clips, single)
 
     def _fishing(self, defence: Defence, draw: int) -> Outcome:
         recoveries, present = [], torch.zeros_like(self.all)

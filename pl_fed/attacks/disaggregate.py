@@ -22,7 +22,8 @@ class LinearSystem:
     Args:
         inverse: The pseudo-inverse.
         rank: Rank of ``[E | 1]``.
-        condition: Largest over smallest singular value; infinite if there are more models than the rank.
+        condition: Largest over smallest singular value; infinite if more models than the rank
+            have an embedding other than 0.
         identifiable: Which models' Gamma the sum determines.
         has_bias: Whether there is a column of ones.
     """
@@ -59,6 +60,7 @@ def linear_system(embeddings: Float[Tensor, "models features"], has_bias: bool =
     keep = s > RELATIVE_RANK * s[0].clamp(min=1e-300)
     rank = int(keep.sum())
     u, s, vh = u[:, keep], s[keep], vh[keep]
-    condition = float(s[0] / s[-1]) if rank == len(matrix) else float("inf")
+    told = int((matrix.norm(dim=1) > RELATIVE_RANK * s[0]).sum())  # an embedding of 0 adds nothing to any sum
+    condition = float(s[0] / s[-1]) if rank == told else float("inf")
     projector = u.square().sum(1)  # the diagonal of the resolution matrix: 1 where the sum determines the row
     return LinearSystem(u @ (vh / s[:, None]), rank, condition, projector > 1 - 1e-6, has_bias)

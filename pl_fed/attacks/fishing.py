@@ -7,9 +7,9 @@ system a condition number of about sqrt(1 + N).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +40,12 @@ class FishingModels:
     head_weight: Float[Tensor, "classes features"]
     head_bias: Float[Tensor, " classes"] | None
     jacobians: Float[Tensor, "models features width"] | None = None
+
+    def at(self, rows: Sequence[int] | Int[Tensor, " rows"]) -> "FishingModels":
+        """Return some of the models, in this order."""
+        chosen = {name: getattr(self, name)[rows] for name in ("betas", "embeddings", "logits")}
+        jacobians = None if self.jacobians is None else self.jacobians[rows]
+        return replace(self, jacobians=jacobians, **chosen)
 
 
 def orthogonal_rows(width: int) -> Float[Tensor, "width width"]:
@@ -75,22 +81,28 @@ def choose_betas(num_models: int, width: int, scale: float = 1.0) -> Float[Tenso
     return betas[torch.arange(num_models) % len(betas)]
 
 
-def plan_rounds(num_clients: int, width: int) -> list[Int[Tensor, " clients"]]:
+def plan_rounds(num_clients: int, num_targets: int, last_is_told: bool = True) -> list[Int[Tensor, " clients"]]:
     """Say which model each client is sent, in as many rounds as separate everybody.
 
-    Up to ``width + 1`` clients take one round. With more, each round targets `width` of them and sends the others the
-    last model, of bias 0.
+    Up to ``num_targets + 1`` clients take one round. With more, each round targets `num_targets` of them and sends the
+    others the last model, of bias 0.
+
+    Args:
+        num_clients: Number of clients.
+        num_targets: How many models can be told apart beside the last one.
+        last_is_told: Whether a client alone with the last model is told apart too; not if its embedding is 0 and the
+            final layer has no bias.
 
     Example:
         >>> [models.tolist() for models in plan_rounds(4, 2)]
         [[0, 1, 2, 2], [2, 2, 0, 1]]
     """
-    if num_clients <= width + 1:
+    if num_clients <= num_targets + last_is_told:
         return [torch.arange(num_clients)]
     rounds = []
-    for first in range(0, num_clients, width):
-        models = torch.full((num_clients,), width)
-        targets = min(width, num_clients - first)
+    for first in range(0, num_clients, num_targets):
+        models = torch.full((num_clients,), num_targets)
+        targets = min(num_targets, num_clients - first)
         models[first : first + targets] = torch.arange(targets)
         rounds.append(models)
     return rounds

@@ -75,29 +75,25 @@ class LossSpec:
         self, logits: Float[Tensor, "*n classes"], gradient: Float[Tensor, "*n classes"]
     ) -> Float[Tensor, "*n classes"]:
         """Invert `mean_gradient`; noise in the gradient may give entries below 0."""
+        above, below = self.mix_fraction(logits, gradient)
+        return above / below
+
+    def mix_fraction(
+        self, logits: Float[Tensor, "*n classes"], gradient: Float[Tensor, "*n classes"]
+    ) -> tuple[Float[Tensor, "*n classes"], Float[Tensor, "*n classes"]]:
+        """Return numerator and denominator of the label mix; each is an affine function of the gradient."""
         weights, num_classes = self._weights(logits), logits.shape[-1]
         if self.name == "bce_with_logits":
             p = torch.sigmoid(logits)
-            return (p - num_classes * gradient) / (p + weights * (1 - p))
+            return p - num_classes * gradient, p + weights * (1 - p)
         p, smoothing = torch.softmax(logits, -1), self.label_smoothing
         if self.class_weights is None:  # nothing is divided by a sum, which noise or Adam may take through 0
-            return (p - gradient - smoothing / num_classes) / (1 - smoothing)
+            return p - gradient - smoothing / num_classes, torch.full_like(p, 1 - smoothing)
         # The weighted mix is a + inverse * b, and its sum over 1 / weights is `inverse` again: one linear equation.
         a = p - gradient / (1 - smoothing)
         b = smoothing / (1 - smoothing) / num_classes * (weights.sum() * p - weights)
         inverse = (a / weights).sum(-1, keepdim=True) / (1 - (b / weights).sum(-1, keepdim=True))
-        return (a + inverse * b) / (weights * inverse)
-
-    def ceiling(self, logits: Float[Tensor, "*n classes"]) -> Float[Tensor, "*n classes"]:
-        """Return the gradient of a class that no sample has; every label lowers it."""
-        if self.label_smoothing and self.class_weights is not None:
-            raise FederatedConfigError(
-                "Expected a known scale with `label_smoothing` and `class_weights` together but it is unknown: give "
-                "the learning rate and turn clipping off, or audit with one of them."
-            )
-        if self.name == "bce_with_logits":
-            return torch.sigmoid(logits) / logits.shape[-1]
-        return torch.softmax(logits, -1) - self.label_smoothing / logits.shape[-1]
+        return a + inverse * b, weights * inverse
 
     def _weights(self, like: Tensor) -> Tensor:
         if self.class_weights is None:

@@ -40,9 +40,9 @@ class LocalSteps:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.steps < 1 or not 0 < self.lr < math.inf:
+        if not isinstance(self.steps, int) or self.steps < 1 or not 0 < self.lr < math.inf:
             raise FederatedConfigError(
-                "Expected `local.steps` of 1 or more and a finite `local.lr` above 0 but got "
+                "Expected whole `local.steps` of 1 or more and a finite `local.lr` above 0 but got "
                 f"{self.steps} and {self.lr}."
             )
         if not 0.0 <= self.momentum < 1.0 or not 0 <= self.weight_decay < math.inf:
@@ -99,6 +99,7 @@ class PublicRound:
         local: The local training.
         loss: The loss.
         scale_known: False if clients clip their updates or choose their learning rate.
+        one_label_each: Whether the task gives every sample one label, also where the loss would take several or none.
     """
 
     assignment: Int[Tensor, " clients"]
@@ -107,6 +108,12 @@ class PublicRound:
     local: LocalSteps = field(default_factory=LocalSteps)
     loss: LossSpec = field(default_factory=LossSpec)
     scale_known: bool = True
+    one_label_each: bool = False
+
+    @property
+    def counts_sum_to_batch(self) -> bool:
+        """Whether a client's counts add up to its batch size."""
+        return self.one_label_each or self.loss.counts_sum_to_batch
 
 
 @dataclass(frozen=True)
@@ -130,23 +137,54 @@ class Observation:
             FederatedConfigError: If they are not of one round.
             CannotAttackError: If the sum is not finite.
         """
-        found, expected = self.aggregate.weight.shape, self.models.head_weight.shape
-        if found != expected:
+        self._check_models()
+        weight, bias, expected = self.aggregate.weight, self.aggregate.bias, self.models.head_weight.shape
+        if weight.shape != expected or (bias is not None and bias.shape != expected[:1]):
+            also = "" if bias is None else f" and a bias of {tuple(bias.shape)}"
             raise FederatedConfigError(
-                f"Expected an aggregate of the head's shape {tuple(expected)} but got {tuple(found)}: give the update "
-                "of the layer that the models were crafted for."
+                f"Expected an aggregate of the head's shape {tuple(expected)} but got {tuple(weight.shape)}{also}: "
+                "give the update of the layer that the models were crafted for."
             )
         self._check_round()
         if not bool(torch.isfinite(self.aggregate.flat()).all()):
             raise CannotAttackError("Expected a finite aggregate but it has NaN or infinite values: training diverged.")
 
+    def _check_models(self) -> None:
+        num_models, width = (*self.models.betas.shape, 0, 0)[:2]
+        num_classes, num_features = (*self.models.head_weight.shape, 0, 0)[:2]
+        shapes = {
+            "betas": (num_models, width),
+            "embeddings": (num_models, num_features),
+            "logits": (num_models, num_classes),
+            "head_weight": (num_classes, num_features),
+            "head_bias": (num_classes,),
+            "jacobians": (num_models, num_features, width),
+        }
+        for name, shape in shapes.items():
+            if (tensor := getattr(self.models, name)) is None:
+                continue
+            if tuple(tensor.shape) != shape or not bool(torch.isfinite(tensor).all()):
+                found = tuple(tensor.shape) if tuple(tensor.shape) != shape else "NaN or infinite values"
+                raise FederatedConfigError(
+                    f"Expected finite `{name}` of shape {shape} in the crafted models but got {found}: give all that "
+                    "`make_models` returned."
+                )
+
     def _check_round(self) -> None:
         models, weights, sizes = self.round.assignment, self.round.weights, self.round.batch_sizes
+        for name, values in (("assignment", models), ("batch_sizes", sizes)):
+            if values is None:
+                continue
+            if values.dim() != 1 or values.is_floating_point() or bool((values < 0).any()):
+                raise FederatedConfigError(
+                    f"Expected `{name}` to be a whole number of 0 or more for each client but got {values.tolist()}: "
+                    "give one row of integers."
+                )
         num_clients, num_models = len(models), len(self.models.logits)
-        if num_clients < 1 or len(weights) != num_clients or (sizes is not None and len(sizes) != num_clients):
+        if num_clients < 1 or weights.shape != (num_clients,) or (sizes is not None and len(sizes) != num_clients):
             raise FederatedConfigError(
                 "Expected a model, a weight and a batch size for each of one or more clients but got "
-                f"{num_clients}, {len(weights)} and {'none' if sizes is None else len(sizes)}."
+                f"{num_clients}, {weights.numel()} and {'none' if sizes is None else len(sizes)}."
             )
         if not 0 <= int(models.min()) <= int(models.max()) < num_models:
             raise FederatedConfigError(

@@ -38,9 +38,9 @@ class FixedPointSum:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not 2 <= self.bits <= 32 or not 0 < self.clip < math.inf:
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 32 or not 0 < self.clip < math.inf:
             raise FederatedConfigError(
-                f"Expected `bits` in [2, 32] and a finite `clip` above 0 but got {self.bits} and {self.clip}."
+                f"Expected whole `bits` in [2, 32] and a finite `clip` above 0 but got {self.bits} and {self.clip}."
             )
 
     def __call__(self, vectors: Sequence[Tensor]) -> Tensor:

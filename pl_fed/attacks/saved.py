@@ -17,8 +17,9 @@ def save_observation(observation: Observation, path: Path) -> None:
 
     Args:
         observation: The server's view of a round.
-        path: The file.
+        path: The file; its folder is made if there is none.
     """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save(asdict(observation), path)
 
 

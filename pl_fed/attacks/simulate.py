@@ -1,13 +1,14 @@
 """The clients of an audited round: local training of crafted models, and the sum that reaches the server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pl_fed.attacks.cut_norm import Target
+from pl_fed.attacks.cut_norm import CannotAttackError, Target
 from pl_fed.attacks.fishing import crafted
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import HeadUpdate, LocalSteps
@@ -15,6 +16,25 @@ from pl_fed.attacks.preserve import capture_input, preserved, still
 from pl_fed.attacks.quantise import SecureSum
 
 Batch = TypeVar("Batch")
+SINGLE_VALUE = "Expected more than 1 value per channel"  # how torch's batch norm refuses a batch of one
+
+
+@contextmanager
+def batch_norm_refusals() -> Iterator[None]:
+    """Say in a sentence that a batch norm cannot train on the batches of this audit.
+
+    Raises:
+        CannotAttackError: If torch refuses a batch of one example inside.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if SINGLE_VALUE not in str(error):
+            raise
+        raise CannotAttackError(
+            "Expected batches of two or more examples, as BatchNorm needs in training, but got one of a single "
+            "example: raise `batch_size`, or drop the last batch of a loader that is iterated."
+        ) from error
 
 
 def client_update(
@@ -38,6 +58,9 @@ def client_update(
         local: The local training.
         seed: Seed of the client's dropout.
         norm_weight: The crafted weight.
+
+    Raises:
+        CannotAttackError: If a batch norm cannot train on a batch of one example.
     """
     before = HeadUpdate(target.head.weight, target.head_bias)
     start = before.flat().detach().double().cpu()
@@ -45,7 +68,7 @@ def client_update(
         torch.manual_seed(seed)
         module.train()
         optimizer = _optimizer(module, local)
-        with torch.enable_grad():
+        with torch.enable_grad(), batch_norm_refusals():
             for batch in batches:
                 optimizer.zero_grad()
                 loss(batch).backward()
@@ -83,7 +106,7 @@ def loss_mismatch(
 
     The owner of the data checks the configuration with it; a server could not.
     """
-    with crafted(module, target, beta), torch.enable_grad(), capture_input(target.head) as seen:
+    with crafted(module, target, beta), torch.enable_grad(), capture_input(target.head) as seen, batch_norm_refusals():
         still(module)
         (gradient,) = torch.autograd.grad(loss(batch), target.head.weight)
         embedding = seen[-1].detach().flatten(0, -2)[0]

@@ -5,8 +5,8 @@ the user owns, to see what a malicious server could learn from a federation unde
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,7 @@ from pl_fed.attacks.fishing import FishingModels
 from pl_fed.attacks.observation import Observation, PublicRound
 from pl_fed.errors import FederatedConfigError
 
+SHARED, UNDETERMINED = "share a model with others", "the sum does not determine every client"
 Correction = Literal["auto", "naive", "trajectory"]
 ADAM = (
     "The clients train with Adam, which rescales every gradient: its scale is taken as unknown, which names many "
@@ -64,11 +65,13 @@ def recover(observation: Observation, correction: Correction = "auto") -> Recove
             ``auto`` takes the latter where it helps.
 
     Raises:
-        FederatedConfigError: If `correction` is ``trajectory`` with Adam or an unknown scale.
+        FederatedConfigError: If `correction` is unknown, or ``trajectory`` with Adam or an unknown scale.
     """
+    if correction not in get_args(Correction):
+        raise FederatedConfigError(f"Expected `correction` out of {get_args(Correction)} but got `{correction}`.")
     public, notes = observation.round, []
     used, group = public.assignment.unique(return_inverse=True)
-    models = _choose(observation.models, used)
+    models = observation.models.at(used)
     system = linear_system(models.embeddings, observation.aggregate.bias is not None)
     sizes = torch.bincount(group, minlength=len(used))
     total_weight = torch.zeros(len(used), dtype=torch.float64).index_add_(0, group, public.weights.double())
@@ -77,9 +80,9 @@ def recover(observation: Observation, correction: Correction = "auto") -> Recove
     if public.local.optimizer == "adam":
         notes.append(ADAM)
     if int(sizes.max()) > 1:
-        notes.append(f"{int((sizes[group] > 1).sum())} clients share a model with others and are not separated.")
+        notes.append(f"{int((sizes[group] > 1).sum())} clients {SHARED} and are not separated.")
     if not bool(system.identifiable.all()):
-        notes.append(f"{len(used)} models but rank {system.rank}: the sum does not determine every client.")
+        notes.append(f"{len(used)} models but rank {system.rank}: {UNDETERMINED}.")
     raw, counts, batches = _counts(gradients[group], models.logits[group], public, found, notes)
     margin = float((raw - counts)[found].abs().max()) if bool(found.any()) else float("inf")
     return Recovery(
@@ -110,6 +113,8 @@ def combine(recoveries: Sequence[Recovery]) -> Recovery:
         counts[new], raw[new], batches[new] = other.counts[new], other.raw[new], other.batch_sizes[new]
         found |= new
     notes = [f"{len(recoveries)} rounds, each with other targets."] if len(recoveries) > 1 else list(first.notes)
+    settled = (SHARED, UNDETERMINED) if bool(found.all()) else (SHARED,)  # by another round
+    notes += [note for r in recoveries for note in r.notes if not any(text in note for text in settled)]
     return Recovery(
         counts,
         raw,
@@ -119,15 +124,9 @@ def combine(recoveries: Sequence[Recovery]) -> Recovery:
         max(r.num_models for r in recoveries),
         max(r.condition for r in recoveries),
         max(r.margin for r in recoveries),
-        any(r.under_determined for r in recoveries),
-        tuple(dict.fromkeys([*notes, *(n for r in recoveries for n in r.notes if "share a model" not in n)])),
+        any(r.under_determined for r in recoveries) and not bool(found.all()),
+        tuple(dict.fromkeys(notes)),
     )
-
-
-def _choose(models: FishingModels, used: Tensor) -> FishingModels:
-    jacobians = None if models.jacobians is None else models.jacobians[used]
-    rows = {name: getattr(models, name)[used] for name in ("betas", "embeddings", "logits")}
-    return replace(models, jacobians=jacobians, **rows)
 
 
 def _gradients(
@@ -167,9 +166,9 @@ def _counts(
             found[k] = False
             continue
         batches[k], raw[k] = batch, batch * mix
-        counts[k] = round_counts(raw[k], batch, public.loss.counts_sum_to_batch)
+        counts[k] = round_counts(raw[k], batch, public.counts_sum_to_batch)
     if unsure:
         notes.append(f"The scale of {unsure} clients holds only if a class is absent from their batch.")
-    if not bool(batches[found].all()) or (public.batch_sizes is None and bool(found.any())):
+    if public.batch_sizes is None and bool(found.any()):
         notes.append("Batch sizes are the smallest that make all counts whole: exact up to a common divisor.")
     return raw, counts, batches

@@ -47,8 +47,8 @@ class FixedPoint:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not 2 <= self.bits <= MAX_BITS:
-            raise FederatedConfigError(f"Expected `bits` to be 2 to {MAX_BITS} but got {self.bits}.")
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= MAX_BITS:
+            raise FederatedConfigError(f"Expected whole `bits` from 2 to {MAX_BITS} but got {self.bits}.")
         if not (self.clip > 0 and math.isfinite(self.clip)):
             raise FederatedConfigError(f"Expected `clip` to be positive and finite but got {self.clip}.")
 
@@ -130,12 +130,12 @@ def encode(
 
     Raises:
         ValueError: If a value is not finite, or the generator is missing.
-        FederatedConfigError: If the weight is below 1 or too large for 64 bits.
+        FederatedConfigError: If the weight is not whole, below 1 or too large for 64 bits.
     """
     max_weight = (Ring(64).half - 1) // config.max_level
-    if not 1 <= weight <= max_weight:
+    if not isinstance(weight, int) or not 1 <= weight <= max_weight:
         raise FederatedConfigError(
-            f"Expected `weight` to be 1 to {max_weight} at {config.bits} bits but got {weight}: scale the weights."
+            f"Expected a whole `weight` from 1 to {max_weight} at {config.bits} bits but got {weight}: scale it."
         )
     exact = vector.detach().to("cpu", torch.float64)
     if not bool(torch.isfinite(exact).all()):

@@ -65,7 +65,18 @@ def test_other_losses(spec: LossSpec) -> None:
     assert figure(play(mlp(), label_draws([32] * 8), steps, spec, scale=0.3))[0] > 0.99
 
 
-@pytest.mark.parametrize("spec", [LossSpec(), LossSpec(label_smoothing=0.1), LossSpec("bce_with_logits")])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        LossSpec(),
+        LossSpec(label_smoothing=0.1),
+        LossSpec(class_weights=WEIGHTS),
+        LossSpec(label_smoothing=0.1, class_weights=WEIGHTS),
+        LossSpec("bce_with_logits"),
+        LossSpec("bce_with_logits", class_weights=WEIGHTS),
+    ],
+    ids=["plain", "smoothing", "weights", "both", "bce", "bce-pos-weight"],
+)
 @pytest.mark.parametrize("absent", [True, False])
 def test_clipped_updates(spec: LossSpec, absent: bool) -> None:
     """Every client scales its update to norm 0.3: a class without samples, or whole numbers, give the factor back."""

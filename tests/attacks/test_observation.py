@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pl_fed.attacks.audit import AuditSettings
 from pl_fed.attacks.cohorts import recover_over_rounds
 from pl_fed.attacks.counts import largest_remainder, smallest_batch, unknown_scale
 from pl_fed.attacks.losses import LossSpec
@@ -30,7 +31,7 @@ def leaves(value: Any, path: str = "observation") -> list[tuple[str, Any]]:
 SEEN = {
     "aggregate": ["weight", "bias"],
     "models": ["betas", "embeddings", "logits", "head_weight", "head_bias", "jacobians"],
-    "round": ["assignment", "weights", "batch_sizes", "scale_known"],
+    "round": ["assignment", "weights", "batch_sizes", "scale_known", "one_label_each"],
     "round.local": ["steps", "lr", "momentum", "weight_decay", "optimizer"],
     "round.loss": ["name", "label_smoothing", "class_weights"],
 }
@@ -144,7 +145,6 @@ def test_scale_without_an_absent_class_is_not_confirmed() -> None:
         (lambda: LossSpec("bce_with_logits", label_smoothing=0.1), "0 with `bce_with_logits`"),
         (lambda: LossSpec(class_weights=(1.0, 0.0)), "positive `loss.class_weights`"),
         (lambda: LossSpec(class_weights=(1.0,)).label_mix(torch.zeros(2), torch.zeros(2)), "Expected 2"),
-        (lambda: LossSpec("cross_entropy", 0.1, (1.0, 2.0)).ceiling(torch.zeros(2)), "a known scale"),
         (lambda: LocalSteps(steps=0), "`local.steps` of 1"),
         (lambda: LocalSteps(momentum=1.0), "`local.momentum` in"),
         (lambda: FixedPointSum(bits=1), "`bits` in"),
@@ -164,6 +164,9 @@ def test_messages(make: Any, message: str) -> None:
     [
         (LossSpec, "name", "`loss.name` out of .* but got `other`"),
         (LocalSteps, "optimizer", "`local.optimizer` out of"),
+        (FixedPointSum, "bits", "whole `bits` in .* but got other"),
+        (AuditSettings, "secure_sum", "`secure_sum` to be a function .* but got 'other': give one"),
+        (LocalSteps, "steps", "whole `local.steps` of 1 or more .* but got other"),
     ],
 )
 def test_unknown_choices(kind: Any, field: str, message: str) -> None:
@@ -181,6 +184,22 @@ def test_unknown_choices(kind: Any, field: str, message: str) -> None:
         ("round", {"weights": torch.ones(3)}, "for each of one or more clients but got 2, 3 and 2"),
         ("round", {"weights": torch.tensor([1.0, 0.0])}, "finite `weights` above 0"),
         ("round", {"batch_sizes": torch.tensor([8])}, "but got 2, 2 and 1"),
+        (
+            "round",
+            {"batch_sizes": torch.tensor([8, -8])},
+            r"`batch_sizes` .* 0 or more for each .* \[8, -8\]",
+        ),
+        ("round", {"batch_sizes": torch.tensor([8.5, 8])}, "`batch_sizes` to be a whole number"),
+        ("round", {"assignment": torch.tensor([0.0, 1.0])}, "`assignment` to be a whole number"),
+        ("round", {"assignment": torch.tensor([[0], [1]])}, r"but got \[\[0\], \[1\]\]: give one row of integers"),
+        ("round", {"weights": torch.ones(2, 2)}, "for each of one or more clients but got 2, 4 and 2"),
+        ("aggregate", {"bias": torch.zeros(3)}, r"\(10, 64\) but got \(10, 64\) and a bias of \(3,\)"),
+        ("aggregate", {"bias": torch.zeros(10, 1)}, r"a bias of \(10, 1\)"),
+        ("models", {"embeddings": torch.full((2, 64), float("nan"))}, "finite `embeddings` .* NaN or infinite values"),
+        ("models", {"embeddings": torch.zeros(1, 64)}, r"`embeddings` of shape \(2, 64\) .* but got \(1, 64\)"),
+        ("models", {"logits": torch.full((2, 10), float("inf"))}, "finite `logits` .* NaN or infinite values"),
+        ("models", {"logits": torch.zeros(2, 5)}, r"`logits` of shape \(2, 10\) .* but got \(2, 5\)"),
+        ("models", {"head_bias": torch.zeros(4)}, r"`head_bias` of shape \(10,\)"),
         ("aggregate", {"weight": torch.zeros(10, 3)}, r"head's shape \(10, 64\) but got \(10, 3\)"),
         ("aggregate", {"weight": torch.full((10, 64), float("nan"))}, "a finite aggregate .* training diverged"),
     ],
@@ -199,3 +218,13 @@ def test_rounds_with_one_model_are_checked() -> None:
     played = play(mlp(), label_draws([8] * 2))
     with pytest.raises(FederatedConfigError, match="one model and 2 clients in round 0 but got 2 and 2"):
         recover_over_rounds([played.observation], torch.ones(1, 2, dtype=torch.bool), torch.tensor([8, 8]))
+    with pytest.raises(FederatedConfigError, match=r"one or more `observations` .* but got 0 and \(0, 2\)"):
+        recover_over_rounds([], torch.ones(0, 2, dtype=torch.bool), torch.tensor([8, 8]))
+    with pytest.raises(FederatedConfigError, match=r"shape \(1, 2\), rounds and clients, but got 1 and \(2, 2\)"):
+        recover_over_rounds([played.observation], torch.ones(2, 2, dtype=torch.bool), torch.tensor([8, 8]))
+
+
+def test_an_unknown_correction() -> None:
+    played = play(mlp(), label_draws([8] * 2))
+    with pytest.raises(FederatedConfigError, match=r"`correction` out of \('auto', .* but got `other`"):
+        inspect.unwrap(recover)(played.observation, **{"correction": "other"})

@@ -28,8 +28,8 @@ def test_there_and_back(tmp_path: Path) -> None:
     """Every field, also those that are not the default."""
     local, loss = LocalSteps(4, 0.01, 0.5, 0.1), LossSpec(label_smoothing=0.1, class_weights=(1.0,) * 10)
     seen = play(mlp(16), label_draws([8] * 3), local, loss).observation
-    save_observation(seen, tmp_path / "seen.pt")
-    again = load_observation(tmp_path / "seen.pt")
+    save_observation(seen, tmp_path / "new" / "seen.pt")
+    again = load_observation(tmp_path / "new" / "seen.pt")
     assert again.round.local == local and again.round.loss == loss
     for part in ("aggregate", "models", "round"):
         one, two = getattr(seen, part), getattr(again, part)
@@ -70,6 +70,11 @@ def test_what_is_something_else(tmp_path: Path) -> None:
         torch.save(wrong, path)
         with pytest.raises(FederatedConfigError, match=r"Expected \['aggregate', 'models', 'round'\] in '.*seen.pt'"):
             load_observation(path)
+    fewer = dataclasses.asdict(play(mlp(16), label_draws([8] * 3)).observation)
+    fewer["models"]["embeddings"] = fewer["models"]["embeddings"][:2]
+    torch.save(fewer, path)
+    with pytest.raises(FederatedConfigError, match="in '.*seen.pt' but got something else"):
+        load_observation(path)
     path.write_bytes(b"nothing")
     with pytest.raises(FederatedConfigError, match="write it with `save_observation`"):
         load_observation(path)

@@ -27,4 +27,6 @@ def test_labels_and_noise() -> None:
         count_labels(torch.tensor([0.5, 1.5]), 3)
     assert count_labels(torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]), 3).tolist() == [1, 0, 2]
     noise = noise_like({"ids": torch.tensor([[3, 9]]), "mask": torch.tensor([[1, 0]]), "x": torch.zeros(1, 2)})
-    assert noise["mask"].tolist() == [[1, 0]] and int(noise["ids"].max()) < 10 and bool(noise["x"].all())
+    assert noise["mask"].tolist() == [[1, 0]] * 2 and int(noise["ids"].max()) < 10 and bool(noise["x"].all())
+    assert not torch.equal(noise["x"][0], noise["x"][1])  # two examples, although the batch has one
+    assert noise_like([torch.zeros(3, 2), torch.ones(1)])[1].shape == (1,)

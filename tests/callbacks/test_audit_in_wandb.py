@@ -1,4 +1,4 @@
-"""What an audit leaves in an offline W&B run: its figures, its table and its page."""
+"""What an audit leaves in an offline W&B run: its figures, its tables and its page."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import wandb
 
 from pl_fed.callbacks import AuditPage, LabelInferenceAttack, WandbRounds
+from pl_fed.callbacks._audit_page import page
 from tests.callbacks.test_wandb_rounds import no_network, offline, read
 from tests.helpers.audited_runs import Net, fit, loader
 
@@ -27,8 +28,14 @@ def test_figures_table_and_page(tmp_path: Path) -> None:
     (cells,) = [row for row in rows if "audit/fishing/none/label_accuracy" in row]
     assert cells["audit/fishing/none/label_accuracy"] == 1.0
     assert sum(name.endswith("/label_accuracy") and name.count("/") == 3 for name in cells) == len(audit.result.rows)
-    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/audit_*.json")
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/audit_[0-9]*.json")
     table = json.loads(path.read_text())
     assert table["columns"] == ["defence", *audit.result.attacks, "tripwire alarms", "test accuracy"]
     assert table["data"] == audit.result.table()
     assert "audit.html" in files
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/audit_clients_*.json")
+    clients = json.loads(path.read_text())
+    assert clients["columns"][:3] == ["client", "true", "recovered"]
+    assert [row[1] for row in clients["data"]] == [" ".join(map(str, row.true)) for row in attack.reports[0].rows]
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/html/audit/page_*.html")
+    assert path.read_text() == page(audit.result)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonargparse import ArgumentParser
@@ -27,7 +28,7 @@ class Tables(CSVLogger):
     """A logger that has tables, as W&B's."""
 
     def log_table(self, key: str, columns: list[str], data: list[list[str]]) -> None:
-        self.table = (key, columns, data)
+        self.table, self.seen = (key, columns, data), {**getattr(self, "seen", {}), key: data}
 
 
 def test_a_plain_trainer(tmp_path: Path) -> None:
@@ -45,6 +46,9 @@ def test_a_plain_trainer(tmp_path: Path) -> None:
     assert {f"audit/{a}/dp_0.3/label_accuracy" for a in ("fishing", "same_model", "llg", "ilrg")} <= set(logged)
     key, columns, data = logger.table
     assert key == "audit" and columns[:2] == ["defence", "fishing"] and len(columns) == len(data[0]) == 8
+    for row, client in zip(logger.seen["audit_clients"], result.report.rows, strict=True):
+        true = " ".join(map(str, client.true))
+        assert row[:4] == [client.client, true, true, True]
     assert data[0][:2] == ["none", "1.000 (1.00)"] and data[0][-1] == "0.900 ± 0.010 (3 seeds)"
 
 
@@ -75,9 +79,12 @@ def test_rounds(tmp_path: Path) -> None:
 
 def test_where_it_does_not_apply(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.warns(UserWarning, match="No audit page is written: .* the module has none. That is no proof of"):
+    with pytest.warns(UserWarning, match="The audit does not apply: .* the module has none. That is no proof of"):
         fit(Net(net), loader(), tmp_path, AuditPage(), max_epochs=1)
-    assert not (tmp_path / "audit.html").exists()
+    for name in ("audit.html", "audit.md"):
+        text = (tmp_path / name).read_text()
+        assert "does not apply: Expected a normalisation layer" in text and "no proof of safety" in text
+    assert Parsed((tmp_path / "audit.html").read_text()).tables == [] and not (tmp_path / "audit.json").exists()
 
 
 def test_a_dry_run_leaves_no_file(tmp_path: Path) -> None:
@@ -86,11 +93,23 @@ def test_a_dry_run_leaves_no_file(tmp_path: Path) -> None:
     assert audit.result is not None and not list(tmp_path.rglob("audit.*"))
 
 
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"num_clients": 2.5}, "Expected whole `num_clients` of 2 or more, .* but got 2.5 and None"),
+    ({"batch_size": 0}, "`batch_size` of 1 or more but got 8 and 0"),
+    ({"accuracy": {"nothing": (0.9, 0.0, 1)}}, r"out of \['none', .* in `accuracy` but got \['nothing'\]"),
+    ({"accuracy": {"none": 0.9}}, "deviation and number of seeds for `none` in `accuracy` but got 0.9: give three"),
+    ({"accuracy": {"none": (0.9, 0.1)}}, r"number of seeds for `none` in `accuracy` but got \(0.9, 0.1\)"),
+]
+
+
 def test_errors() -> None:
     with pytest.raises(FederatedConfigError, match="`num_clients` of 2 or more, .* but got 1 and None"):
         AuditPage(num_clients=1)
     with pytest.raises(FederatedConfigError, match=r"`when` out of .*'fit_end'.* but got `never`"):
         inspect.unwrap(AuditPage.__init__)(object.__new__(AuditPage), **{"when": "never"})
+    for wrong, message in WRONG:
+        with pytest.raises(FederatedConfigError, match=message):
+            inspect.unwrap(AuditPage.__init__)(object.__new__(AuditPage), **wrong)
     assert pickle.loads(pickle.dumps(AuditPage(3))).num_clients == 3
 
 

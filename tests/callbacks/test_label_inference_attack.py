@@ -201,10 +201,14 @@ class SecondLast(LabelInferenceAttack):
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(FederatedConfigError, match="automatic optimization .* but Manual steps by itself"):
         fit(Manual(), loader(), tmp_path, LabelInferenceAttack())
-    with pytest.raises(FederatedConfigError, match="`num_clients`, .* of 1 or more but got 0"):
-        LabelInferenceAttack(num_clients=0)
-    with pytest.raises(FederatedConfigError, match=r"`when` out of .*'fit_end'.* but got `never`"):
-        inspect.unwrap(LabelInferenceAttack.__init__)(object.__new__(LabelInferenceAttack), **{"when": "never"})
+    choices: list[tuple[dict[str, Any], str]] = [
+        ({"num_clients": 0}, "whole `num_clients`, .* of 1 or more but got 0"),
+        ({"num_clients": 2.5}, "whole `num_clients`, .* but got 2.5, 1 and None"),
+        ({"when": "never"}, r"`when` out of .*'fit_end'.* but got `never`"),
+    ]
+    for arguments, message in choices:
+        with pytest.raises(FederatedConfigError, match=message):
+            inspect.unwrap(LabelInferenceAttack.__init__)(object.__new__(LabelInferenceAttack), **arguments)
 
 
 def test_labels_under_another_name(tmp_path: Path) -> None:

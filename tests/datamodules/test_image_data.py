@@ -76,6 +76,12 @@ def test_own_splits(build_images: Build, tmp_path: Path) -> None:
     assert sum(map(len, limited.partition.shards)) == 9 and len(numbers(limited.test_dataloader()[0])) == 2
 
 
+def test_an_unknown_name_lists_the_digits_too(build_images: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pl_fed.assets.hub_reachable", lambda: False)
+    with pytest.raises(FederatedConfigError, match="but got 'digit': .* packaged are only .*fashion-mnist.*, digits"):
+        build_images("digit").setup()
+
+
 def test_digits_are_those_of_sklearn(build_images: Build) -> None:
     data = ready(build_images("digits", splits=SplitConfig(validation_fraction=0.0, test_fraction=0.0), batch_size=600))
     assert (data.num_channels, data.image_size, data.label_names) == (1, (8, 8), [str(i) for i in range(10)])

@@ -1,6 +1,8 @@
 """Fixed point: cases by hand, the bound of the error, and sums that can never wrap around unseen."""
 
+import inspect
 import math
+import types
 
 import pytest
 import torch
@@ -133,16 +135,20 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
 
 def test_settings_and_weights_are_checked() -> None:
     for bits in (1, 33):
-        with pytest.raises(FederatedConfigError, match=f"`bits` to be 2 to 32 but got {bits}"):
+        with pytest.raises(FederatedConfigError, match=f"whole `bits` from 2 to 32 but got {bits}"):
             FixedPoint(bits=bits)
+    with pytest.raises(FederatedConfigError, match="but got 22.5"):  # without the tests' type checker
+        inspect.unwrap(FixedPoint.__post_init__)(types.SimpleNamespace(bits=22.5))  # type: ignore[arg-type]
     for clip in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(FederatedConfigError, match="`clip` to be positive and finite"):
             FixedPoint(clip=clip)
     with pytest.raises(ValueError, match="`generator` for stochastic rounding"):
         encode(torch.zeros(1), 1, FixedPoint())
     for weight in (0, -1, 4398048608258):
-        with pytest.raises(FederatedConfigError, match=f"`weight` to be 1 to 4398048608257 .* but got {weight}"):
+        with pytest.raises(FederatedConfigError, match=f"whole `weight` from 1 to 4398048608257 .* but got {weight}"):
             encode(torch.zeros(1), weight, FixedPoint(), generator())
+    with pytest.raises(FederatedConfigError, match="whole `weight` from 1 .* but got 1.5"):
+        inspect.unwrap(encode)(torch.zeros(1), 1.5, FixedPoint(), generator())
 
 
 def test_sums_that_nobody_can_have_sent_are_refused() -> None:
