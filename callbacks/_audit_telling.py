@@ -10,10 +10,11 @@ from pl_fed.callbacks._run_folder import replace_text, run_folder, writes_files
 from pl_fed.context import RoundContext
 
 
-def tell(trainer: Trainer, report: AuditReport) -> None:
-    """Give the figures of a report to the loggers and the console."""
+def tell(trainer: Trainer, report: AuditReport, suffix: str = "") -> None:
+    """Give the figures of a report to the loggers, as ``audit<suffix>/*``, and the console."""
+    figures = {name.replace("audit/", f"audit{suffix}/", 1): value for name, value in report.metrics().items()}
     for logger in trainer.loggers:
-        logger.log_metrics(report.metrics(), step=trainer.global_step)
+        logger.log_metrics(figures, step=trainer.global_step)
     get_console().print(
         f"Label inference audit: label accuracy {report.label_accuracy:.3f}, exact {report.exact_match:.3f}, guess "
         f"{report.guess:.3f}; rank {report.rank} of {report.num_models}, condition {report.condition:.3g}, margin "

@@ -24,7 +24,7 @@ from pl_fed.attacks.report import AuditReport
 from pl_fed.callbacks._attacked_round import LiveSettings
 from pl_fed.callbacks._audit_batches import find_labels
 from pl_fed.callbacks._audit_telling import federation_sentence, save, tell
-from pl_fed.callbacks._find import find_callback
+from pl_fed.callbacks._find import find_callback, find_callbacks
 from pl_fed.callbacks._lent_module import labels_of, lend
 from pl_fed.callbacks._live_attack import FOUND_OUT, LiveAttack
 from pl_fed.callbacks._simulated_clients import simulated_clients
@@ -48,6 +48,9 @@ class LabelInferenceAttack(Callback):
     With ``when: live`` nothing is simulated: the server of the federation that runs attacks its own rounds, behind the
     secure aggregation that the strategy has, from the first round on until every client of the cohort was a target.
     What these rounds trained is thrown away. Model binding ends the run, and the report says so.
+
+    Several may run in one Trainer. The second of the same `when` writes ``label_inference_*_2.md`` and ``audit_2/*``;
+    ``live`` can be given only once.
 
     Args:
         num_clients: Number of simulated clients; with the loader of a federation its own clients.
@@ -95,6 +98,18 @@ class LabelInferenceAttack(Callback):
         """Return a batch's labels, unless the module has `audit_labels(batch)`; override it for unusual batches."""
         return find_labels(batch)
 
+    @property
+    def state_key(self) -> str:
+        """A name of its own for each kind of audit, so that a checkpoint tells several apart."""
+        loss, local = self.settings.loss, self._local
+        drawn = {"num_clients": self.num_clients, "batch_size": self.batch_size, "seed": self.seed}
+        when = {"when": self.when, "every_n_epochs": self.every_n_epochs}
+        return self._generate_state_key(**when, **drawn, local=local, loss=loss)
+
+    def _suffix(self, trainer: Trainer) -> str:
+        same = [c for c in find_callbacks(trainer, LabelInferenceAttack) if c.when == self.when]
+        return "" if same[0] is self else f"_{same.index(self) + 1}"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit before the first step, or make ready for the rounds."""
         if self.when == "fit_start":
@@ -108,6 +123,11 @@ class LabelInferenceAttack(Callback):
             if trainer.world_size > 1:
                 raise FederatedConfigError(
                     f"Expected one process for `when: live` but got {trainer.world_size}: set `trainer.devices=1`."
+                )
+            if self._suffix(trainer):
+                raise FederatedConfigError(
+                    "Expected one LabelInferenceAttack with `when: live` but got several: two servers cannot craft the "
+                    "models of one round, remove all but one."
                 )
             private = find_callback(trainer, ClientDP) is not None
             known = not private and not trainer.gradient_clip_val
@@ -189,15 +209,18 @@ class LabelInferenceAttack(Callback):
         """Say that a live attack was found out."""
         if self._live is not None and self._live.now is not None and isinstance(exception, FOUND_OUT):
             by = "secure aggregation" if isinstance(exception, ProtocolError) else "the clients"
-            save(trainer, "live", f"# Label inference audit\n\nStopped by {by}: {exception}\n")
+            self._save(trainer, "live", f"# Label inference audit\n\nStopped by {by}: {exception}\n")
 
     def _report_live(self, trainer: Trainer, live: LiveAttack, context: RoundContext) -> None:
         self._told(trainer, "live", live.report(federation_sentence(trainer, context)))
 
     def _told(self, trainer: Trainer, name: str, report: AuditReport) -> None:
         self.reports.append(report)
-        tell(trainer, report)
-        save(trainer, name, report.markdown())
+        tell(trainer, report, self._suffix(trainer))
+        self._save(trainer, name, report.markdown())
+
+    def _save(self, trainer: Trainer, name: str, text: str) -> None:
+        save(trainer, f"{name}{self._suffix(trainer)}", text)
 
     def _give_up(self, trainer: Trainer, name: str, reason: CannotAttackError) -> None:
         """Say why there is nothing to report; a module that cannot be attacked is no error."""
@@ -205,7 +228,7 @@ class LabelInferenceAttack(Callback):
             self._live.now, self._live.done = None, True
         warnings.warn(f"The label inference audit does not apply: {reason}", stacklevel=2)
         text = f"# Label inference audit\n\nDoes not apply: {reason}\n\nThat is no proof of safety.\n"
-        save(trainer, name, text)
+        self._save(trainer, name, text)
 
     def _run(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
         """Audit a copy on one process."""
