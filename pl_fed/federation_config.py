@@ -59,6 +59,11 @@ class FederationConfig:
                 f"Expected a rule that needs sums only with `secure_aggregation` but got {name}: {why}. "
                 "`python cli.py rules` lists those that do."
             )
+        if {"a", "b", "dense"} <= self.rule.keeps:
+            raise FederatedConfigError(
+                f"Expected a rule whose clients send something with `secure_aggregation` but got {name}: there is no sum "
+                "to protect. Leave `secure_aggregation` out."
+            )
         if self.codecs.up != "float32":
             raise FederatedConfigError(
                 f"Expected no upload codec with `secure_aggregation` but got `{self.codecs.up}`: sums are of "

@@ -15,7 +15,7 @@ from pl_fed.errors import ClientFailureError, FederatedConfigError
 from pl_fed.privacy import FixedPoint, mean_error_bound
 from pl_fed.privacy.pairwise.errors import ModelMismatchError, TooFewSurvivorsError
 from pl_fed.rounds import CohortConfig, LocalTraining
-from pl_fed.rules import AFLoRA, FedIT, FedSALoRA, FedSVD, FLoRA, HetLoRA, LoRAFAIR, Median, RoLoRA
+from pl_fed.rules import AFLoRA, FedIT, FedSALoRA, FedSVD, FLoRA, HetLoRA, LocalOnly, LoRAFAIR, Median, RoLoRA
 from pl_fed.secure_round import SecureAggregation
 from pl_fed.strategy import FederatedStrategy
 from pl_fed.wire import Codecs
@@ -185,6 +185,7 @@ def test_settings_are_checked() -> None:
         ({"rule": HetLoRA()}, "but got HetLoRA: it weights clients by the norm"),
         ({"rule": LoRAFAIR()}, "but got LoRAFAIR: it fits a correction"),
         ({"rule": FedIT(Median())}, "but got FedIT: a robust mean needs every update"),
+        ({"rule": LocalOnly()}, "whose clients send something with .* but got LocalOnly: there is no sum"),
         ({"rule": FedIT(), "codecs": Codecs(up="int8")}, "Expected no upload codec with .* but got `int8`"),
         ({"rule": FedIT(), "codecs": Codecs(down="bfloat16")}, "Expected `codecs.down: float32` with `secure"),
         ({"rule": FedIT(), "local": LocalTraining(correction=Scaffold())}, "Expected no Scaffold with `secure"),
