@@ -142,6 +142,16 @@ def count_labels(labels: Tensor, num_classes: int) -> Int[Tensor, " classes"]:
     return torch.bincount(labels.flatten(), minlength=num_classes).cpu()
 
 
+def count_examples(labels: Tensor, num_classes: int) -> int:
+    """Return what the mean of a loss divides by: class indices, or rows of labels, which may have several or none.
+
+    Example:
+        >>> count_examples(torch.tensor([0, 2, 2]), 3), count_examples(torch.zeros(4, 3), 3)
+        (3, 4)
+    """
+    return len(labels) if labels.dim() == 2 and labels.shape[1] == num_classes else labels.numel()
+
+
 def noise_like(batch: Any, seed: int = 0) -> Any:
     """Return a batch of the same shapes: noise for floats, random integers in range; masks and the like stay.
 

@@ -19,13 +19,6 @@ def log_table(trainer: Trainer, key: str, columns: list[str], rows: list[list[An
             log(key, columns=columns, data=rows)
 
 
-def log_report(trainer: Trainer, report: AuditReport) -> None:
-    """Send the figures of a report, and its clients."""
-    for logger in trainer.loggers:
-        logger.log_metrics(report.metrics(), step=trainer.global_step)
-    log_clients(trainer, report)
-
-
 def log_clients(trainer: Trainer, report: AuditReport) -> None:
     """Send true and recovered label counts of every client, as in the report."""
     rows: list[list[Any]] = []

@@ -5,101 +5,106 @@ server gets is the aggregate that the strategy's secure aggregation leaves it. I
 had, as such a server would.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pl_fed._lightning import LightningModule, Trainer
+from pl_fed._lightning import LightningModule
 from pl_fed.adapters import Adapter
 from pl_fed.attacks.aim import aim
+from pl_fed.attacks.audit import SimulatedClients, check_loss
 from pl_fed.attacks.baselines import guess, spread_mix
-from pl_fed.attacks.cut_norm import CannotAttackError, find_target
-from pl_fed.attacks.fishing import FishingModels
-from pl_fed.attacks.losses import LossSpec
-from pl_fed.attacks.observation import HeadUpdate, LocalSteps, Observation, Optimizer, PublicRound
+from pl_fed.attacks.cut_norm import find_target
 from pl_fed.attacks.report import AuditReport, make_report, mix_of
-from pl_fed.attacks.solve import Recovery, combine, recover
+from pl_fed.attacks.solve import ADAM, Recovery, combine, recover
+from pl_fed.callbacks._attacked_round import AttackedRound, LiveSettings, observe
+from pl_fed.callbacks._audit_batches import count_examples, count_labels
+from pl_fed.callbacks._seen_steps import see_step
 from pl_fed.context import RoundContext
 from pl_fed.errors import FishedModelError, TooFewClientsError
 from pl_fed.privacy.pairwise.errors import ProtocolError
 
 FOUND_OUT = (ProtocolError, TooFewClientsError, FishedModelError)  # how a run ends whose clients notice
 SMALL = 0.3  # size of the embeddings where they must hold still for several steps
+OTHER = (
+    "The clients train with {}, whose steps the attack cannot invert: their scale is taken as unknown, which names "
+    "many labels and few counts exactly."
+)
 
 
-@dataclass
-class SeenClient:
-    """What the owner of the data knows of a client: the labels that it trained on, and how often it stepped.
-
-    Args:
-        counts: Its label counts so far.
-        num_batches: Its batches so far.
-    """
-
-    counts: Int[Tensor, " classes"]
-    num_batches: int = 0
-
-
-@dataclass
-class AttackedRound:
-    """One round of the attack.
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round of the attack found, beside the truth.
 
     Args:
-        head_name: The final layer.
-        norm_name: The cut norm.
-        models: The crafted models.
-        assignment: Which of them each client of the cohort is sent.
-        num_rounds: How many such rounds separate everybody.
-        seen: The truth, which the attack does not get.
-        optimizer: The clients' optimizer, which the server chose.
+        clients: Whose updates were in the sum.
+        recovery: What was found of them.
+        true: Their label counts.
+        batch_sizes: Their numbers of examples.
     """
 
-    head_name: str
-    norm_name: str
-    models: FishingModels
-    assignment: dict[int, int]
-    num_rounds: int
-    seen: dict[int, SeenClient] = field(default_factory=dict)
-    optimizer: torch.optim.Optimizer | None = None
+    clients: tuple[int, ...]
+    recovery: Recovery
+    true: Int[Tensor, "clients classes"]
+    batch_sizes: Int[Tensor, " clients"]
+
+    @property
+    def found(self) -> set[int]:
+        """Who was separated."""
+        return {k for k, found in zip(self.clients, self.recovery.found.tolist(), strict=True) if found}
 
 
 class LiveAttack:
-    """Attacks the first rounds of a run, until every client of a cohort was a target once.
+    """Attacks the first rounds of a run, until every client of the first cohort was separated once.
+
+    A client that drops out of the round that targets it gets another; a round that brings no new one is the last.
 
     Args:
-        loss: What the clients train with.
-        local: Their local training; None reads it from the run's optimizer and batches.
-        scale_known: False if clients clip their updates or gradients.
-        equal_weights: Whether every client counts alike, whatever its examples.
+        settings: What the server knows before.
     """
 
-    def __init__(self, loss: LossSpec, local: LocalSteps | None, scale_known: bool, equal_weights: bool) -> None:
-        self.loss, self.local = loss, local
-        self.scale_known, self.equal_weights = scale_known, equal_weights
+    def __init__(self, settings: LiveSettings) -> None:
+        self.settings = settings
         self.now: AttackedRound | None = None
         self.done = False
-        self._results: list[tuple[list[int], Recovery, Int[Tensor, "clients classes"]]] = []
+        self._wanted: frozenset[int] = frozenset()
+        self._results: list[RoundResult] = []
 
-    def begin(self, module: LightningModule, forward: Callable[[], object], context: RoundContext, steps: int) -> None:
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something to report though the attack is not over."""
+        return bool(self._results) and not self.done
+
+    def begin(
+        self,
+        module: LightningModule,
+        forward: Callable[[], object],
+        owner: SimulatedClients[Any],
+        context: RoundContext,
+        steps: int,
+    ) -> None:
         """Craft a model for every client of the cohort.
 
         Args:
             module: A copy of the server's model.
             forward: Runs it on noise.
+            owner: A client with a batch, on which the owner of the data checks that the loss is the one configured.
             context: The round.
             steps: Local steps, to choose the size of the embeddings.
 
         Raises:
-            CannotAttackError: If the attack does not apply to the module.
+            CannotAttackError: If the attack does not apply to the module or its loss.
         """
         target = find_target(module, forward)
-        found = {k for ids, recovery, _ in self._results for k, ok in zip(ids, recovery.found, strict=True) if ok}
-        order = sorted(context.cohort, key=lambda k: (k in found, k))
+        self._wanted = self._wanted or frozenset(context.cohort)
+        found = set().union(*(result.found for result in self._results))
+        order = sorted(context.cohort, key=lambda k: (k in found, k not in self._wanted, k))
         models, plan = aim(module, target, forward, len(order), 1.0 if steps == 1 else SMALL, steps > 1)
+        check_loss(module, target, models.betas, owner, self.settings.loss)
         assignment = dict(zip(order, plan[0].tolist(), strict=True))
         self.now = AttackedRound(target.head_name, target.norm_name, models, assignment, len(plan))
 
@@ -114,58 +119,59 @@ class LiveAttack:
             value = torch.zeros_like(value) if part == "weight" else beta.to(value).reshape(value.shape)
             (sent.dense if name in context.server.dense else sent.base)[name] = value
 
-    def count(self, labels: Tensor, count: Callable[[Tensor, int], Tensor], client_id: int, trainer: Trainer) -> None:
+    def count(self, labels: Tensor, client_id: int) -> None:
         """Note what a client really trains on."""
         assert self.now is not None
-        num_classes = self.now.models.logits.shape[1]
-        seen = self.now.seen.setdefault(client_id, SeenClient(torch.zeros(num_classes, dtype=torch.long)))
-        seen.counts += count(labels, num_classes)
-        seen.num_batches += 1
-        self.now.optimizer = trainer.optimizers[0]
+        seen, num_classes = self.now.client(client_id), self.now.models.logits.shape[1]
+        seen.counts += count_labels(labels, num_classes)
+        seen.batch_size += count_examples(labels, num_classes)
 
-    def finish(self, module: LightningModule, context: RoundContext, accumulate: int) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, module: LightningModule, client_id: int) -> None:
+        """Note what a client's optimizer is about to do."""
+        assert self.now is not None
+        parameters = dict(module.named_parameters())
+        step = see_step(optimizer, parameters, self.now.head_name, self.now.norm_name)
+        self.now.client(client_id).steps.append(step)
+
+    def finish(self, module: LightningModule, context: RoundContext) -> None:
         """Read the aggregate, and put the server's model back.
 
         Raises:
-            CannotAttackError: If the sum says nothing of the head, or clients take unequal numbers of steps.
+            CannotAttackError: If the sum says nothing of the head, or of a local training that cannot be inverted.
         """
-        assert self.now is not None and context.aggregate is not None and context.previous is not None
+        assert self.now is not None and context.previous is not None
         now, self.now = self.now, None
         arrived = sorted(client.client_id for client in context.finished if client.client_id not in context.failures)
-        examples = {client.client_id: float(client.num_examples) for client in context.finished}
         try:
+            observation = observe(now, context, arrived, self.settings)
             seen = [now.seen[k] for k in arrived]
-            weights = torch.tensor([1.0 if self.equal_weights else examples[k] for k in arrived], dtype=torch.float64)
-            public = PublicRound(
-                torch.tensor([now.assignment[k] for k in arrived]),
-                weights / weights.sum(),
-                torch.stack([client.counts.sum() for client in seen]),
-                self.local or _local_steps(now, seen, accumulate),
-                self.loss,
-                self.scale_known,
-            )
-            observation = Observation(_head_update(now, context), now.models, public)
-            true = torch.stack([client.counts for client in seen])
-            self._results.append((arrived, _with_clipping(recover(observation), context), true))
+            true, sizes = torch.stack([client.counts for client in seen]), observation.round.batch_sizes
+            assert sizes is not None
+            kind = seen[0].steps[0].kind if seen[0].steps else ""
+            recovery = _with_clipping(_named(recover(observation), kind), context)
+            result = RoundResult(tuple(arrived), recovery, true, sizes)
         finally:
             Adapter(module).write(context.previous)
-        self.done = len(self._results) >= now.num_rounds
+        before = set().union(*(known.found for known in self._results))
+        self._results.append(result)
+        missing = self._wanted - before
+        nobody_new = len(self._results) >= now.num_rounds and not missing & result.found
+        self.done = missing <= result.found or nobody_new
 
     def report(self, setting: str) -> AuditReport:
         """Compare what was found with the truth."""
-        ids = sorted({k for arrived, *_ in self._results for k in arrived})
-        true = torch.zeros(len(ids), self._results[0][2].shape[1], dtype=torch.long)
+        ids = sorted({k for result in self._results for k in result.clients})
+        true = torch.zeros(len(ids), self._results[0].true.shape[1], dtype=torch.long)
+        sizes = torch.zeros(len(ids), dtype=torch.long)
         taken: set[int] = set()
         recoveries = []
-        for arrived, recovery, counts in self._results:
-            places = [ids.index(k) for k in arrived]
-            recoveries.append(_spread(recovery, places, len(ids)))
-            for place, found, row in zip(places, recovery.found.tolist(), counts, strict=True):
-                if place not in taken and (found or not bool(true[place].any())):
-                    true[place] = row
-                if found:
-                    taken.add(place)
-        sizes = true.sum(1)
+        for result in self._results:
+            recoveries.append(_spread(result.recovery, [ids.index(k) for k in result.clients], len(ids)))
+            for k, row, size in zip(result.clients, result.true, result.batch_sizes, strict=True):
+                place = ids.index(k)
+                if k not in taken and (k in result.found or not int(sizes[place])):
+                    true[place], sizes[place] = row, size
+            taken |= result.found
         baselines = {"aggregate mix": spread_mix(mix_of(true), sizes)}
         guessed = guess(true.shape[1], sizes)
         report = make_report(combine(recoveries), true, guessed, baselines, setting)
@@ -184,32 +190,11 @@ def _with_clipping(recovery: Recovery, context: RoundContext) -> Recovery:
     return replace(recovery, notes=(*recovery.notes, note))
 
 
-def _head_update(now: AttackedRound, context: RoundContext) -> HeadUpdate:
-    assert context.aggregate is not None and context.previous is not None
-    moved = {}
-    for part in ("weight", "bias"):
-        name = f"{now.head_name}.{part}"
-        if name in context.previous.dense:
-            moved[part] = (context.aggregate.dense[name].double() - context.previous.dense[name].double()).cpu()
-    if "weight" not in moved or not bool(moved["weight"].any()):
-        raise CannotAttackError(
-            f"Expected an update of `{now.head_name}` in the sum but there is none: it stays on the clients, or is not "
-            "trained."
-        )
-    return HeadUpdate(moved["weight"], moved.get("bias"))
-
-
-def _local_steps(now: AttackedRound, seen: Sequence[SeenClient], accumulate: int) -> LocalSteps:
-    """Return the local training as the server ordered it."""
-    steps = {math.ceil(client.num_batches / accumulate) for client in seen}
-    if len(steps) > 1:
-        raise CannotAttackError(
-            f"Expected equal numbers of local steps but clients took {sorted(steps)}: set `local.steps`."
-        )
-    assert now.optimizer is not None
-    group = now.optimizer.param_groups[0]
-    kind: Optimizer = "sgd" if isinstance(now.optimizer, torch.optim.SGD) else "adam"
-    return LocalSteps(steps.pop(), float(group["lr"]), group.get("momentum", 0.0), group.get("weight_decay", 0.0), kind)
+def _named(recovery: Recovery, kind: str) -> Recovery:
+    """Let the notes name an optimizer that is inverted as roughly as Adam."""
+    if kind in ("Adam", "AdamW", ""):
+        return recovery
+    return replace(recovery, notes=tuple(OTHER.format(kind) if note == ADAM else note for note in recovery.notes))
 
 
 def _spread(recovery: Recovery, places: Sequence[int], num_clients: int) -> Recovery:

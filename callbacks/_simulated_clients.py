@@ -9,7 +9,7 @@ from torch import Tensor
 from pl_fed._lightning import LightningModule, Trainer
 from pl_fed.attacks.audit import AuditSettings, SimulatedClients
 from pl_fed.attacks.cut_norm import Forward, find_target
-from pl_fed.callbacks._audit_batches import count_labels, draw_batches, noise_like
+from pl_fed.callbacks._audit_batches import count_examples, count_labels, draw_batches, noise_like
 from pl_fed.callbacks._lent_module import labels_of, loss_of
 
 
@@ -38,12 +38,17 @@ def simulated_clients(
     """
     loss, steps = loss_of(module), settings.local.steps
     drawn = draw_batches(trainer.train_dataloader, num_clients, steps, batch_size, seed)
-    batches = [[trainer.strategy.batch_to_device(batch, module.device) for batch in client] for client in drawn]
+    batches = [[_as_trained(trainer, module, batch) for batch in client] for client in drawn]
     noise = noise_like(batches[0][0], seed)
     num_classes = find_target(module, lambda: loss(noise)).head.out_features
     found = [[labels_of(module, batch, labels) for batch in client] for client in batches]
     counts = [torch.stack([count_labels(part, num_classes) for part in client]) for client in found]
-    sizes = torch.tensor([sum(len(part) for part in client) for client in found])
-    first_mix = counts[0][0].double() / len(found[0][0])
+    sizes = torch.tensor([sum(count_examples(part, num_classes) for part in client) for client in found])
+    first_mix = counts[0][0].double() / count_examples(found[0][0], num_classes)
     true = torch.stack([client.sum(0) for client in counts])
     return lambda: loss(noise), SimulatedClients(batches, loss, true, first_mix, sizes, seed)
+
+
+def _as_trained(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    """Return a batch as `training_step` gets it: in the precision's number format, on the module's device."""
+    return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)

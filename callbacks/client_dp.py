@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning_utilities.core.imports import RequirementCache
+from rich import get_console
 from torch import Tensor
 
 from pl_fed._lightning import Callback, LightningModule, Trainer
@@ -36,7 +37,8 @@ class ClientDP(Callback):
         clip: Largest norm of an update over all its tensors.
         noise_multiplier: Standard deviation of the sum's noise over `clip`.
         delta: Chance that the bound ``epsilon`` does not hold.
-        max_epsilon: Stop before the round that would exceed it.
+        max_epsilon: Stop before the round that would exceed it; a run whose first round would is refused. Noise that
+            clients take with them when they fail is missed only after the round.
         accountant: ``rdp`` or ``prv`` (tighter, slower).
     """
 
@@ -84,6 +86,28 @@ class ClientDP(Callback):
                 "with `rank_weights: false` and `aggregation: delta`."
             )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let no round begin that the budget does not allow, neither the first nor one after a resume.
+
+        Raises:
+            FederatedConfigError: If the budget is less than one round, or the Trainer would train on without it.
+        """
+        plan = getattr(trainer.train_dataloader, "plan", None)
+        if self.max_epsilon is None or plan is None:
+            return
+        if trainer.min_epochs or trainer.min_steps:
+            raise FederatedConfigError(
+                "Expected no `min_epochs` or `min_steps` of the Trainer with `max_epsilon` of ClientDP but got "
+                f"{trainer.min_epochs} and {trainer.min_steps}: Lightning would train on when the budget is spent."
+            )
+        sample_rate = len(plan.schedule(plan.round_idx).cohort) / len(plan.shards)
+        if not self.history and (one := self.epsilon([(self.noise_multiplier, sample_rate)])) > self.max_epsilon:
+            raise FederatedConfigError(
+                f"Expected `max_epsilon` of ClientDP to allow at least one round but got {self.max_epsilon:g}, and one "
+                f"makes epsilon {one:.3g}: raise it or `noise_multiplier`."
+            )
+        self._stop_if_spent(trainer, sample_rate)
+
     def on_upload(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Clip the client's update and add its share of the noise."""
         assert context.client is not None and context.client.update is not None
@@ -103,9 +127,24 @@ class ClientDP(Callback):
         epsilon = self.epsilon()
         context.metrics["server/epsilon"] = epsilon
         context.metrics["server/clipped_clients"] = sum(client.figures.get(CLIPPED, 0.0) for client in context.finished)
-        full = (self.noise_multiplier, step[1])
-        if self.max_epsilon is not None and self.epsilon([*self.history, full]) > self.max_epsilon:
-            trainer.should_stop = True
+        self._stop_if_spent(trainer, step[1])
+
+    def _stop_if_spent(self, trainer: Trainer, sample_rate: float) -> None:
+        """End the run if one more round, with all of its noise, would exceed the budget."""
+        if self.max_epsilon is None:
+            return
+        more = self.epsilon([*self.history, (self.noise_multiplier, sample_rate)])
+        if more <= self.max_epsilon:
+            return
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            get_console().print(
+                f"ClientDP ends the run after {len(self.history)} round(s) with epsilon {self.epsilon():.3g}: one more "
+                f"would make it {more:.3g}, above `max_epsilon` {self.max_epsilon:g}.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def epsilon(self, history: list[tuple[float, float]] | None = None) -> float:
         """Return epsilon at `delta` after the rounds so far, or after those of `history`.

@@ -4,28 +4,30 @@ Follows Zhibo Wang et al., "Breaking Secure Aggregation: Label Leakage from Aggr
 INFOCOM 2024, arXiv 2406.15731, re-implemented from the abstract; see `pl_fed.attacks` and docs/label_inference.md.
 """
 
+import math
 import warnings
 from typing import Any, Literal, cast, get_args
 
 import torch
-from rich import get_console
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pl_fed._lightning import Callback, LightningModule, Trainer
 from pl_fed.adapters import Adapter
-from pl_fed.attacks.audit import AuditSettings, SimulatedClients, audit
-from pl_fed.attacks.cut_norm import CannotAttackError, find_target
+from pl_fed.attacks.audit import AuditSettings, audit
+from pl_fed.attacks.cut_norm import CannotAttackError
 from pl_fed.attacks.losses import LossSpec
 from pl_fed.attacks.observation import LocalSteps
 from pl_fed.attacks.preserve import isolated_rng
 from pl_fed.attacks.quantise import FixedPointSum, SecureSum
 from pl_fed.attacks.report import AuditReport
-from pl_fed.callbacks._audit_batches import all_whole, count_labels, draw_batches, find_labels, noise_like
-from pl_fed.callbacks._audit_logging import log_report
-from pl_fed.callbacks._find import find_callback
-from pl_fed.callbacks._lent_module import labels_of, lend, loss_of
+from pl_fed.callbacks._attacked_round import LiveSettings
+from pl_fed.callbacks._audit_batches import all_whole, find_labels
+from pl_fed.callbacks._audit_telling import federation_sentence, save, tell
+from pl_fed.callbacks._find import find_callback, find_callbacks
+from pl_fed.callbacks._lent_module import labels_of, lend
 from pl_fed.callbacks._live_attack import FOUND_OUT, LiveAttack
-from pl_fed.callbacks._run_folder import replace_text, run_folder, writes_files
+from pl_fed.callbacks._simulated_clients import simulated_clients
 from pl_fed.callbacks.client_dp import ClientDP
 from pl_fed.context import RoundContext
 from pl_fed.errors import FederatedConfigError
@@ -46,6 +48,9 @@ class LabelInferenceAttack(Callback):
     With ``when: live`` nothing is simulated: the server of the federation that runs attacks its own rounds, behind the
     secure aggregation that the strategy has, from the first round on until every client of the cohort was a target.
     What these rounds trained is thrown away. Model binding ends the run, and the report says so.
+
+    Several may run in one Trainer. The second of the same `when` writes ``label_inference_*_2.md`` and ``audit_2/*``;
+    ``live`` can be given only once.
 
     Args:
         num_clients: Number of simulated clients; with the loader of a federation its own clients.
@@ -93,6 +98,18 @@ class LabelInferenceAttack(Callback):
         """Return a batch's labels, unless the module has `audit_labels(batch)`; override it for unusual batches."""
         return find_labels(batch)
 
+    @property
+    def state_key(self) -> str:
+        """A name of its own for each kind of audit, so that a checkpoint tells several apart."""
+        loss, local = self.settings.loss, self._local
+        drawn = {"num_clients": self.num_clients, "batch_size": self.batch_size, "seed": self.seed}
+        when = {"when": self.when, "every_n_epochs": self.every_n_epochs}
+        return self._generate_state_key(**when, **drawn, local=local, loss=loss)
+
+    def _suffix(self, trainer: Trainer) -> str:
+        same = [c for c in find_callbacks(trainer, LabelInferenceAttack) if c.when == self.when]
+        return "" if same[0] is self else f"_{same.index(self) + 1}"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit before the first step, or make ready for the rounds."""
         if self.when == "fit_start":
@@ -107,9 +124,14 @@ class LabelInferenceAttack(Callback):
                 raise FederatedConfigError(
                     f"Expected one process for `when: live` but got {trainer.world_size}: set `trainer.devices=1`."
                 )
+            if self._suffix(trainer):
+                raise FederatedConfigError(
+                    "Expected one LabelInferenceAttack with `when: live` but got several: two servers cannot craft the "
+                    "models of one round, remove all but one."
+                )
             private = find_callback(trainer, ClientDP) is not None
             known = not private and not trainer.gradient_clip_val
-            self._live = LiveAttack(self.settings.loss, self._local, known, equal_weights=private)
+            self._live = LiveAttack(LiveSettings(self.settings.loss, self._local, known, equal_weights=private))
             self._live.done = self._done
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,9 +141,11 @@ class LabelInferenceAttack(Callback):
             self._run(trainer, pl_module, f"epoch_{done}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Audit after the last step."""
+        """Audit after the last step; report a live attack for which the rounds did not suffice."""
         if self.when == "fit_end":
             self._run(trainer, pl_module, "end")
+        if self._live is not None and self._live.unfinished and self._context is not None:
+            self._report_live(trainer, self._live, self._context)
 
     def on_round_start(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Craft the models of a live attack."""
@@ -131,12 +155,12 @@ class LabelInferenceAttack(Callback):
         self._context = context
         loader: Any = trainer.train_dataloader
         steps = max(len(work.batches) for work in loader.plan.schedule(context.round_idx).work)
-        (((batch,),)) = draw_batches(loader, 1, 1, seed=self.seed)
+        steps = self._local.steps if self._local else math.ceil(steps / trainer.accumulate_grad_batches)
         with isolated_rng(), trainer.precision_plugin.train_step_context(), torch.enable_grad():
-            module = lend(pl_module, trainer)
-            noise, loss = noise_like(trainer.strategy.batch_to_device(batch, module.device), self.seed), loss_of(module)
+            module, one = lend(pl_module, trainer), AuditSettings(loss=self.settings.loss)
             try:
-                live.begin(module, lambda: loss(noise), context, self._local.steps if self._local else steps)
+                forward, owner = simulated_clients(trainer, module, one, 1, None, self.labels, self.seed)
+                live.begin(module, forward, owner, context, steps)
             except CannotAttackError as reason:
                 self._give_up(trainer, "live", reason)
 
@@ -149,8 +173,13 @@ class LabelInferenceAttack(Callback):
         """Note the truth."""
         if self._live is not None and self._live.now is not None and self._context is not None:
             assert self._context.client is not None
-            labels = labels_of(pl_module, batch, self.labels)
-            self._live.count(labels, count_labels, self._context.client.client_id, trainer)
+            self._live.count(labels_of(pl_module, batch, self.labels), self._context.client.client_id)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note how the server lets its clients train."""
+        if self._live is not None and self._live.now is not None and self._context is not None:
+            assert self._context.client is not None
+            self._live.step(optimizer, pl_module, self._context.client.client_id)
 
     def on_aggregate(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Read the sum."""
@@ -160,14 +189,12 @@ class LabelInferenceAttack(Callback):
         if self._live is None or self._live.now is None:
             return
         try:
-            self._live.finish(pl_module, context, trainer.accumulate_grad_batches)
+            self._live.finish(pl_module, context)
         except CannotAttackError as reason:
             self._give_up(trainer, "live", reason)
             return
         if self._live.done:
-            report = self._live.report(_setting(trainer, context))
-            self._tell(trainer, report)
-            _save(trainer, "live", report.markdown())
+            self._report_live(trainer, self._live, context)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far a live attack is; one that is interrupted begins anew in the next round."""
@@ -182,7 +209,18 @@ class LabelInferenceAttack(Callback):
         """Say that a live attack was found out."""
         if self._live is not None and self._live.now is not None and isinstance(exception, FOUND_OUT):
             by = "secure aggregation" if isinstance(exception, ProtocolError) else "the clients"
-            _save(trainer, "live", f"# Label inference audit\n\nStopped by {by}: {exception}\n")
+            self._save(trainer, "live", f"# Label inference audit\n\nStopped by {by}: {exception}\n")
+
+    def _report_live(self, trainer: Trainer, live: LiveAttack, context: RoundContext) -> None:
+        self._told(trainer, "live", live.report(federation_sentence(trainer, context)))
+
+    def _told(self, trainer: Trainer, name: str, report: AuditReport) -> None:
+        self.reports.append(report)
+        tell(trainer, report, self._suffix(trainer))
+        self._save(trainer, name, report.markdown())
+
+    def _save(self, trainer: Trainer, name: str, text: str) -> None:
+        save(trainer, f"{name}{self._suffix(trainer)}", text)
 
     def _give_up(self, trainer: Trainer, name: str, reason: CannotAttackError) -> None:
         """Say why there is nothing to report; a module that cannot be attacked is no error."""
@@ -190,7 +228,7 @@ class LabelInferenceAttack(Callback):
             self._live.now, self._live.done = None, True
         warnings.warn(f"The label inference audit does not apply: {reason}", stacklevel=2)
         text = f"# Label inference audit\n\nDoes not apply: {reason}\n\nThat is no proof of safety.\n"
-        _save(trainer, name, text)
+        self._save(trainer, name, text)
 
     def _run(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
         """Audit a copy on one process."""
@@ -202,49 +240,10 @@ class LabelInferenceAttack(Callback):
             except CannotAttackError as reason:
                 self._give_up(trainer, name, reason)
                 return
-        self._tell(trainer, report)
-        _save(trainer, name, report.markdown())
-
-    def _tell(self, trainer: Trainer, report: AuditReport) -> None:
-        self.reports.append(report)
-        log_report(trainer, report)
-        get_console().print(
-            f"Label inference audit: label accuracy {report.label_accuracy:.3f}, exact {report.exact_match:.3f}, guess "
-            f"{report.guess:.3f}; rank {report.rank} of {report.num_models}, condition {report.condition:.3g}, margin "
-            f"{report.margin:.3g}",
-            markup=False,
-            highlight=False,
-        )
+        self._told(trainer, name, report)
 
     def _audit(self, trainer: Trainer, module: LightningModule) -> AuditReport:
-        loader, local = trainer.train_dataloader, self.settings.local
-
-        def to_device(batch: Any) -> Any:
-            return trainer.strategy.batch_to_device(batch, module.device)
-
-        loss = loss_of(module)
-        drawn = draw_batches(loader, self.num_clients, local.steps, self.batch_size, self.seed)
-        batches = [[to_device(batch) for batch in client] for client in drawn]
-        noise = noise_like(batches[0][0], self.seed)
-        num_classes = find_target(module, lambda: loss(noise)).head.out_features
-        labels = [[labels_of(module, batch, self.labels) for batch in client] for client in batches]
-        counts = [[count_labels(part, num_classes) for part in client] for client in labels]
-        sizes = [sum(len(part) for part in client) for client in labels]
-        first_mix = counts[0][0].double() / len(labels[0][0])
-        true = torch.stack([torch.stack(client).sum(0) for client in counts])
-        clients = SimulatedClients(batches, loss, true, first_mix, torch.tensor(sizes), self.seed)
-        return audit(module, lambda: loss(noise), clients, self.settings)
-
-
-def _save(trainer: Trainer, name: str, text: str) -> None:
-    if writes_files(trainer):
-        replace_text(run_folder(trainer) / f"label_inference_{name}.md", text)
-
-
-def _setting(trainer: Trainer, context: RoundContext) -> str:
-    """Say in a sentence what was attacked."""
-    config: Any = trainer.strategy.config  # type: ignore[attr-defined]  # checked on start
-    secure, rule = config.secure_aggregation, type(config.rule).__name__
-    behind = "no secure aggregation" if secure is None else f"secure aggregation ({secure.backend}, {secure.bits} bits)"
-    bound = " and model binding" if secure is not None and secure.binding else ""
-    return f"The federation's own rounds up to {context.round_idx}: {rule}, {behind}{bound}."
+        forward, clients = simulated_clients(
+            trainer, module, self.settings, self.num_clients, self.batch_size, self.labels, self.seed
+        )
+        return audit(module, forward, clients, self.settings)

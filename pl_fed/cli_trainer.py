@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from pl_fed.callbacks._summary_table import print_figures
@@ -37,6 +38,7 @@ class FederatedTrainer(Trainer):
             rank_zero_info(f"Precision: {chosen}")
         elif str(chosen).startswith("bf16") and not has_bf16(device_of(accelerator)):
             log.warning("`precision: %s` is emulated on this machine, and slower than `32-true`.", chosen)
+        check_callbacks(kwargs.get("callbacks"))
         super().__init__(*args, precision=chosen, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,6 +109,23 @@ class FederatedTrainer(Trainer):
         target = export_adapter(loaded, folder, merge=merge, overwrite=overwrite)
         rank_zero_info(f"The adapter is in {target}; load it with peft.PeftModel.from_pretrained(base, '{target}').")
         return target
+
+
+def check_callbacks(callbacks: Callback | Iterable[Callback] | None) -> None:
+    """Compare the names under which callbacks keep their state in a checkpoint.
+
+    Raises:
+        FederatedConfigError: If two have the same; Lightning's own error would be a traceback of the command line.
+    """
+    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+    keys = [callback.state_key for callback in given if is_overridden("state_dict", callback, Callback)]
+    double = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+    if double is not None:
+        name = double.partition("{")[0]
+        raise FederatedConfigError(
+            f"Expected one `{name}` with the same settings among the Trainer's callbacks but got {keys.count(double)}: "
+            "remove all but one."
+        )
 
 
 def _figures(results: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -43,7 +43,7 @@ def fit(dp: ClientDP | None, rounds: int = 1, rule: Any = None, **kwargs: Any) -
     module, uploads = TinyLM(), Uploads()
     callbacks = [uploads, *([dp] if dp else []), *kwargs.pop("callbacks", [])]
     strategy = make_strategy(rule or FedIT(), **kwargs.pop("strategy", {}))
-    trainer = make_trainer(strategy, max_epochs=rounds, callbacks=callbacks)
+    trainer = make_trainer(strategy, max_epochs=rounds, callbacks=callbacks, **kwargs.pop("trainer", {}))
     trainer.fit(module, round_loader(), eval_loader(), **kwargs)
     return uploads, module, trainer
 
@@ -119,6 +119,42 @@ def test_the_run_stops_before_the_budget_is_exceeded() -> None:
     stopped, _, _ = fit(limited, rounds=4)
     assert [metrics["server/epsilon"] for metrics in stopped.metrics] == epsilons[:2]
     assert limited.epsilon() <= limit
+
+
+def test_a_budget_of_less_than_a_round_is_refused_before_training() -> None:
+    uploads, _, _ = fit(ClientDP(noise_multiplier=0.1))
+    one = uploads.metrics[0]["server/epsilon"]
+    dp = ClientDP(noise_multiplier=0.1, max_epsilon=one * 0.99)
+    with pytest.raises(FederatedConfigError, match=rf"at least one round but got .* makes epsilon {one:.3g}: raise it"):
+        fit(dp)
+    assert not dp.history
+    fit(dp := ClientDP(noise_multiplier=0.1, max_epsilon=one * 1.01))
+    assert len(dp.history) == 1
+
+
+@pytest.mark.parametrize("least", ["min_epochs", "min_steps"])
+def test_a_trainer_that_would_not_stop_is_refused(least: str) -> None:
+    dp = ClientDP(max_epsilon=10.0)
+    with pytest.raises(FederatedConfigError, match="no `min_epochs` or `min_steps` .* but got"):
+        fit(dp, trainer={least: 3})
+    fit(ClientDP(), trainer={least: 2})  # without a budget they mean what they say
+
+
+def test_a_resume_does_not_spend_another_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three of four clients a round: the budget lies between the epsilons of two and of three rounds."""
+    accountant = RDPAccountant()
+    accountant.history = [(1.0, 0.75, 3)]
+    limit = accountant.get_epsilon(delta=1e-5) * 0.99
+    dp, path = ClientDP(max_epsilon=limit), tmp_path / "x.ckpt"
+    _, module, trainer = fit(dp, rounds=9)
+    spent, before = dp.epsilon(), adapter_tensors(module)
+    trainer.save_checkpoint(path)
+    text = f"ClientDP ends the run after 2 round(s) with epsilon {spent:.3g}: one more"
+    assert len(dp.history) == 2 and text in capsys.readouterr().out
+    resumed = ClientDP(max_epsilon=limit)
+    _, module, _ = fit(resumed, rounds=9, ckpt_path=path)
+    assert resumed.epsilon() == spent and text in capsys.readouterr().out
+    assert all(torch.equal(value, before[name]) for name, value in adapter_tensors(module).items())
 
 
 def test_secure_aggregation_sums_clipped_and_noised_updates() -> None:
