@@ -5,6 +5,7 @@ server gets is the aggregate that the strategy's secure aggregation leaves it. I
 had, as such a server would.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ from pl_fed.errors import FishedModelError, TooFewClientsError
 from pl_fed.privacy.pairwise.errors import ProtocolError
 
 FOUND_OUT = (ProtocolError, TooFewClientsError, FishedModelError)  # how a run ends whose clients notice
+ABSURD = 1e6  # raw counts over batch size; beyond, the scale that they were divided by is none
 SMALL = 0.3  # size of the embeddings where they must hold still for several steps
 OTHER = (
     "The clients train with {}, whose steps the attack cannot invert: their scale is taken as unknown, which names "
@@ -148,7 +150,7 @@ class LiveAttack:
             true, sizes = torch.stack([client.counts for client in seen]), observation.round.batch_sizes
             assert sizes is not None
             kind = seen[0].steps[0].kind if seen[0].steps else ""
-            recovery = _with_clipping(_named(recover(observation), kind), context)
+            recovery = _with_clipping(_without_scale(_named(recover(observation), kind)), context)
             result = RoundResult(tuple(arrived), recovery, true, sizes)
         finally:
             Adapter(module).write(context.previous)
@@ -176,6 +178,16 @@ class LiveAttack:
         guessed = guess(true.shape[1], sizes)
         report = make_report(combine(recoveries), true, guessed, baselines, setting)
         return replace(report, rows=tuple(replace(row, client=k) for k, row in zip(ids, report.rows, strict=True)))
+
+
+def _without_scale(recovery: Recovery) -> Recovery:
+    """Say of clients whose gradients have no scale, as noise may have it, that their counts are far from whole."""
+    none = recovery.found & (recovery.raw.abs().amax(1) > ABSURD * recovery.batch_sizes)
+    if not bool(none.any()):
+        return recovery
+    note = f"No scale fits the gradients of {int(none.sum())} clients: their labels are dealt out in proportion only."
+    raw = recovery.raw.masked_fill(none[:, None], math.inf)
+    return replace(recovery, raw=raw, margin=math.inf, notes=(*recovery.notes, note))
 
 
 def _with_clipping(recovery: Recovery, context: RoundContext) -> Recovery:
