@@ -61,7 +61,8 @@ class Arm:
         train: False evaluates the model as it is before training.
         tune: False keeps the value that the configuration has; the name of another arm takes the value chosen for it.
         metric: Validation metric that decides for this arm, where that of `tune` means nothing, for example
-            ``val_personalised/accuracy`` where there is no global model.
+            ``val_personalised/accuracy`` where there is no global model. Another figure than that of `tune` has the
+            direction of its name: less is better of a loss or a perplexity.
         omit: Beginnings of the names of figures that mean nothing for this arm, for example ``test/`` where there is no
             global model, or ``upload_bytes``; they are shown as absent.
     """

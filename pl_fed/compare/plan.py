@@ -156,8 +156,11 @@ class Plan:
         metric, mode = names.validation, names.mode
         if tune is not None and tune.metric:
             metric, mode = tune.metric, self.comparison.metrics.mode or default_mode(tune.metric)
+        mode = tune.mode if tune is not None and tune.mode else mode
         own = None if arm is None else self.comparison.arms[arm].metric
-        return own or metric, (tune.mode if tune is not None and tune.mode else mode)
+        if own is None or own.rpartition("/")[2] == metric.rpartition("/")[2]:  # one figure, of other models
+            return own or metric, mode
+        return own, default_mode(own)
 
     def final(self, arm: str, setting: str, results: Results) -> list[Run]:
         """Return the runs of all seeds; none while the value is open or if the whole grid failed."""

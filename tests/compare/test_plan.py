@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pl_fed.compare.config import Arm, Overlay, Tune
+from pl_fed.compare.config import Arm, Metrics, Overlay, Tune
 from pl_fed.compare.names import Results
 from pl_fed.compare.plan import Plan, Run
 from pl_fed.compare.results import Result
@@ -112,6 +112,23 @@ def test_an_arm_without_a_global_model_is_tuned_by_its_own_metric() -> None:
     assert plan.choice("A", "all", results).value == 0.1 and plan.choice("own", "all", results).value == 0.3
     with pytest.raises(FederatedConfigError, match=r"validation metric in `metric` of arm 'A' but got 'test/loss'"):
         make_comparison(arms={"A": Arm(metric="test/loss")})
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "mode"),
+    [
+        ("val_personalised/loss", Metrics(validation="val/accuracy"), "min"),
+        ("val_personalised/accuracy", Metrics(validation="val/loss", test="test/loss"), "max"),
+        ("val_personalised/loss", Metrics(validation="val/accuracy", mode="max"), "min"),
+        ("val_personalised/error", Metrics(validation="val/error", mode="min"), "min"),
+    ],
+)
+def test_an_arms_own_metric_has_its_own_direction(own: str, shared: Metrics, mode: str) -> None:
+    """The smallest loss is at 0.1 though the others' accuracy is maximised; the same figure keeps a given direction."""
+    plan = Plan(make_comparison(arms={"A": Arm(), "own": Arm(metric=own)}, metrics=shared))
+    results = {run.fingerprint: make_result(run, {own: run.value or 0.0}) for run in plan.grid("own", "all")}
+    assert plan.deciding(results, "own") == (own, mode)
+    assert plan.choice("own", "all", results).value == {"min": 0.1, "max": 0.3}[mode]
 
 
 def test_settings_are_tuned_each_for_itself_and_can_be_chosen() -> None:
