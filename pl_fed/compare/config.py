@@ -1,5 +1,6 @@
 """What a comparison is: its YAML as dataclasses."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,6 +41,16 @@ def _overlay(value: Any) -> Overlay:
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"Expected nested YAML (a mapping) but got {value!r}: write `key: value`.")
     return Overlay(value or {})
+
+
+BEGINNINGS = {"test": "test", "validation": "val"}  # of the names that runs log
+
+
+def _check_figure(kind: str, key: str, name: str | None) -> None:
+    if name is not None and not name.startswith(BEGINNINGS[kind]):
+        raise FederatedConfigError(
+            f"Expected a {kind} metric in {key} but got '{name}': choose one that begins with `{BEGINNINGS[kind]}`."
+        )
 
 
 register_type(
@@ -97,10 +108,11 @@ class Tune:
         """Check the grid, and that no test metric decides."""
         if not self.values or not self.seeds:
             raise FederatedConfigError("Expected values and seeds in `tune` but got none: give some or drop `tune`.")
-        if self.metric is not None and self.metric.startswith("test"):
+        if len(set(self.values)) < len(self.values) or not all(map(math.isfinite, self.values)):
             raise FederatedConfigError(
-                f"Expected a validation metric in `tune.metric` but got '{self.metric}': choose one of `val/`."
+                f"Expected different finite numbers in `tune.values` but got {list(self.values)}: drop or correct some."
             )
+        _check_figure("validation", "`tune.metric`", self.metric)
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,12 @@ class Metrics:
     second: str | None = None
     validation: str | None = None
     mode: Mode | None = None
+
+    def __post_init__(self) -> None:
+        """Check that what decides is no test figure, and that what is shown is one."""
+        for name in ("test", "personalised", "worst_client", "second"):
+            _check_figure("test", f"`metrics.{name}`", getattr(self, name))
+        _check_figure("validation", "`metrics.validation`", self.validation)
 
 
 @dataclass(frozen=True)
@@ -165,11 +183,7 @@ class Comparison:
             if not getattr(self, key):
                 raise FederatedConfigError(f"Expected at least one entry in `{key}` but got none: add one.")
         for name, arm in self.arms.items():
-            if arm.metric is not None and arm.metric.startswith("test"):
-                raise FederatedConfigError(
-                    f"Expected a validation metric in `metric` of arm '{name}' but got '{arm.metric}': choose one of "
-                    "`val`."
-                )
+            _check_figure("validation", f"`metric` of arm '{name}'", arm.metric)
             known = [other for other, spec in self.arms.items() if spec.tune is True and spec.train]
             if isinstance(arm.tune, str) and arm.tune not in known:
                 raise FederatedConfigError(
@@ -201,7 +215,11 @@ class Sitting:
     results: tuple[str, ...] | None = None
 
     def check(self, comparison: Comparison) -> None:
-        """Raise `FederatedConfigError` if a name is not in the comparison."""
+        """Raise `FederatedConfigError` if a name is not in the comparison, or the time is none."""
+        if self.max_minutes is not None and not self.max_minutes >= 0.0:  # also not a number
+            raise FederatedConfigError(
+                f"Expected `--max_minutes` of 0 or more but got {self.max_minutes:g}: raise it, or leave it out."
+            )
         for key, given, known in (("only", self.only, comparison.arms), ("setting", self.setting, comparison.settings)):
             if unknown := [name for name in given or () if name not in known]:
                 raise FederatedConfigError(f"Expected `--{key}` to be one of {list(known)} but got {unknown[0]!r}.")

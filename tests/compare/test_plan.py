@@ -195,3 +195,24 @@ def test_bad_comparisons_are_refused(changes: dict[str, object], message: str) -
 def test_an_empty_grid_is_refused() -> None:
     with pytest.raises(FederatedConfigError, match="values and seeds in `tune` but got none"):
         Tune(LR, ())
+
+
+@pytest.mark.parametrize("values", [(0.003, 0.003), (1, 1.0), (0.1, math.nan), (math.inf,)])
+def test_values_that_are_one_run_or_no_number_are_refused(values: tuple[float, ...]) -> None:
+    with pytest.raises(FederatedConfigError, match="different finite numbers in `tune.values` but got"):
+        Tune(LR, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "kind"),
+    [
+        ("validation", "test/accuracy", "validation"),
+        ("validation", "test_clients/perplexity", "validation"),
+        ("test", "nonsense/figure", "test"),
+        ("test", "val/accuracy", "test"),
+        ("worst_client", "val_clients/worst_client_loss", "test"),
+    ],
+)
+def test_what_is_tuned_by_and_what_is_shown_are_different_data(name: str, figure: str, kind: str) -> None:
+    with pytest.raises(FederatedConfigError, match=f"a {kind} metric in `metrics.{name}` but got '{figure}'"):
+        Metrics(**{name: figure})
