@@ -74,8 +74,8 @@ class Arm:
         metric: Validation metric that decides for this arm, where that of `tune` means nothing, for example
             ``val_personalised/accuracy`` where there is no global model. Another figure than that of `tune` has the
             direction of its name: less is better of a loss or a perplexity.
-        omit: Beginnings of the names of figures that mean nothing for this arm, for example ``test/`` where there is no
-            global model, or ``upload_bytes``; they are shown as absent.
+        omit: Beginnings of the names of figures that mean nothing for this arm, for example ``upload_bytes``; they are
+            shown as absent. Those of a global model that the arm's rule does not have are left out anyway.
     """
 
     config: Overlay = field(default_factory=Overlay)
