@@ -10,7 +10,7 @@ from pl_fed.compare.command import main as compare
 from pl_fed.compare.command import make_parser
 from pl_fed.compare.launcher import Launch
 from pl_fed.compare.names import Names, resolve
-from pl_fed.compare.plan import Plan, slug
+from pl_fed.compare.plan import Plan, slugs
 from pl_fed.compare.report import known_runs
 from pl_fed.compare.results import Store
 from pl_fed.compare.rows import Row, make_rows
@@ -42,13 +42,13 @@ def write_pages(plan: Plan, store: Store, folder: Path) -> str:
         folder: Folder of the report.
     """
     shown = {run.fingerprint: store.ended[run.fingerprint] for run in known_runs(plan, store.ended)}
-    names, written = resolve(plan.comparison, shown), []
+    names, written, places = resolve(plan.comparison, shown), list[str](), slugs(plan.comparison.settings)
     for setting in plan.comparison.settings:
         if (path := find_audit(plan, store, setting)) is None:
             continue
         found = AuditResult.from_json(path.read_text(encoding="utf-8"), path)
         costs = {row.arm: cost for row in make_rows(plan, setting, shown) if (cost := accuracy(row, names)) is not None}
-        home = folder if len(plan.comparison.settings) == 1 else folder / slug(setting)
+        home = folder if len(plan.comparison.settings) == 1 else folder / places[setting]
         write_page(home, replace(found, accuracy={**found.accuracy, **costs}, figure=names.test))
         written.append(f"Page: {home / 'audit.html'}")
     return "\n".join(written) or NO_AUDIT

@@ -1,5 +1,6 @@
 """What a comparison is: its YAML as dataclasses."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,6 +43,16 @@ def _overlay(value: Any) -> Overlay:
     return Overlay(value or {})
 
 
+BEGINNINGS = {"test": "test", "validation": "val"}  # of the names that runs log
+
+
+def _check_figure(kind: str, key: str, name: str | None) -> None:
+    if name is not None and not name.startswith(BEGINNINGS[kind]):
+        raise FederatedConfigError(
+            f"Expected a {kind} metric in {key} but got '{name}': choose one that begins with `{BEGINNINGS[kind]}`."
+        )
+
+
 register_type(
     Overlay,
     serializer=lambda overlay: overlay.content,
@@ -61,9 +72,10 @@ class Arm:
         train: False evaluates the model as it is before training.
         tune: False keeps the value that the configuration has; the name of another arm takes the value chosen for it.
         metric: Validation metric that decides for this arm, where that of `tune` means nothing, for example
-            ``val_personalised/accuracy`` where there is no global model.
-        omit: Beginnings of the names of figures that mean nothing for this arm, for example ``test/`` where there is no
-            global model, or ``upload_bytes``; they are shown as absent.
+            ``val_personalised/accuracy`` where there is no global model. Another figure than that of `tune` has the
+            direction of its name: less is better of a loss or a perplexity.
+        omit: Beginnings of the names of figures that mean nothing for this arm, for example ``upload_bytes``; they are
+            shown as absent. Those of a global model that the arm's rule does not have are left out anyway.
     """
 
     config: Overlay = field(default_factory=Overlay)
@@ -96,10 +108,11 @@ class Tune:
         """Check the grid, and that no test metric decides."""
         if not self.values or not self.seeds:
             raise FederatedConfigError("Expected values and seeds in `tune` but got none: give some or drop `tune`.")
-        if self.metric is not None and self.metric.startswith("test"):
+        if len(set(self.values)) < len(self.values) or not all(map(math.isfinite, self.values)):
             raise FederatedConfigError(
-                f"Expected a validation metric in `tune.metric` but got '{self.metric}': choose one of `val/`."
+                f"Expected different finite numbers in `tune.values` but got {list(self.values)}: drop or correct some."
             )
+        _check_figure("validation", "`tune.metric`", self.metric)
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,12 @@ class Metrics:
     second: str | None = None
     validation: str | None = None
     mode: Mode | None = None
+
+    def __post_init__(self) -> None:
+        """Check that what decides is no test figure, and that what is shown is one."""
+        for name in ("test", "personalised", "worst_client", "second"):
+            _check_figure("test", f"`metrics.{name}`", getattr(self, name))
+        _check_figure("validation", "`metrics.validation`", self.validation)
 
 
 @dataclass(frozen=True)
@@ -164,11 +183,7 @@ class Comparison:
             if not getattr(self, key):
                 raise FederatedConfigError(f"Expected at least one entry in `{key}` but got none: add one.")
         for name, arm in self.arms.items():
-            if arm.metric is not None and arm.metric.startswith("test"):
-                raise FederatedConfigError(
-                    f"Expected a validation metric in `metric` of arm '{name}' but got '{arm.metric}': choose one of "
-                    "`val`."
-                )
+            _check_figure("validation", f"`metric` of arm '{name}'", arm.metric)
             known = [other for other, spec in self.arms.items() if spec.tune is True and spec.train]
             if isinstance(arm.tune, str) and arm.tune not in known:
                 raise FederatedConfigError(
@@ -200,7 +215,11 @@ class Sitting:
     results: tuple[str, ...] | None = None
 
     def check(self, comparison: Comparison) -> None:
-        """Raise `FederatedConfigError` if a name is not in the comparison."""
+        """Raise `FederatedConfigError` if a name is not in the comparison, or the time is none."""
+        if self.max_minutes is not None and not self.max_minutes >= 0.0:  # also not a number
+            raise FederatedConfigError(
+                f"Expected `--max_minutes` of 0 or more but got {self.max_minutes:g}: raise it, or leave it out."
+            )
         for key, given, known in (("only", self.only, comparison.arms), ("setting", self.setting, comparison.settings)):
             if unknown := [name for name in given or () if name not in known]:
                 raise FederatedConfigError(f"Expected `--{key}` to be one of {list(known)} but got {unknown[0]!r}.")

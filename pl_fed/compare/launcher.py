@@ -107,6 +107,7 @@ class Launcher:
             "train": run.train,
             "checkpoint": str(checkpoints[-1]) if checkpoints and run.train else None,
             "threads": self.comparison.threads,
+            "parent": os.getpid(),
         }
         replace_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         replace_text(folder / "request.json", json.dumps(request, indent=1) + "\n")

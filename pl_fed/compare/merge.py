@@ -146,7 +146,9 @@ def lookup(config: Nested, path: str) -> Any:
 
 
 def fingerprint(config: Nested, train: bool) -> str:
-    """Return a hash of what decides a run's figures: where it is written and absolute paths have no part in it.
+    """Return a hash of what decides a run's figures: where it is written has no part in it.
+
+    Paths are taken as they are written, for two folders may hold different files of one name.
 
     Args:
         config: Everything that the run is given, its seed among it.
@@ -163,11 +165,9 @@ def fingerprint(config: Nested, train: bool) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """Return the same value for the same meaning: 1 for 1.0, a file's name for its absolute path."""
+    """Return the same value for the same meaning: 1 for 1.0."""
     if isinstance(value, Mapping):
         return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value

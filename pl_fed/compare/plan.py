@@ -5,12 +5,14 @@ Everything here is a function of the comparison and of the results so far, so a 
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pl_fed.compare.config import Arm, Comparison, Mode
 from pl_fed.compare.merge import CONFIGS, Nested, fingerprint, lookup, merged, nest, read_config
 from pl_fed.compare.names import Results, default_mode, resolve
+from pl_fed.compare.rule import check_metric, is_personalised
 from pl_fed.errors import FederatedConfigError
 
 Chosen = tuple[str, ...] | None
@@ -85,6 +87,20 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "x"
 
 
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """Return the slug of each name; one that another name has already is numbered.
+
+    Example:
+        >>> slugs(["alpha 0.1", "alpha=0.1", "beta"])
+        {'alpha 0.1': 'alpha-0.1', 'alpha=0.1': 'alpha-0.1_2', 'beta': 'beta'}
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        same = sum(slug(other) == slug(name) for other in found)
+        found[name] = slug(name) + (f"_{same + 1}" if same else "")  # no slug has a `_` of its own
+    return found
+
+
 class Plan:
     """The runs of a comparison.
 
@@ -97,7 +113,9 @@ class Plan:
         self._base = merged(read_config(str(CONFIGS / "defaults.yaml")), *map(read_config, comparison.base))
         for setting in comparison.settings:
             for arm in comparison.arms:
-                self.run(arm, setting, comparison.seeds[0])  # a configuration that cannot be merged is found now
+                first = self.run(arm, setting, comparison.seeds[0])  # what cannot be merged is found now
+                if self.is_tuned(arm) and is_personalised(first.config):
+                    check_metric(arm, self.deciding({}, arm)[0])
 
     def run(self, arm: str, setting: str, seed: int, value: float | None = None) -> Run:
         """Return one run."""
@@ -156,8 +174,11 @@ class Plan:
         metric, mode = names.validation, names.mode
         if tune is not None and tune.metric:
             metric, mode = tune.metric, self.comparison.metrics.mode or default_mode(tune.metric)
+        mode = tune.mode if tune is not None and tune.mode else mode
         own = None if arm is None else self.comparison.arms[arm].metric
-        return own or metric, (tune.mode if tune is not None and tune.mode else mode)
+        if own is None or own.rpartition("/")[2] == metric.rpartition("/")[2]:  # one figure, of other models
+            return own or metric, mode
+        return own, default_mode(own)
 
     def final(self, arm: str, setting: str, results: Results) -> list[Run]:
         """Return the runs of all seeds; none while the value is open or if the whole grid failed."""

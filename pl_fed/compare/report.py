@@ -13,7 +13,7 @@ from pl_fed.callbacks.run_summary import now
 from pl_fed.compare.launcher import identity
 from pl_fed.compare.names import Names, Results, resolve
 from pl_fed.compare.pictures import clients_figure, curves_figure, ranks_figure
-from pl_fed.compare.plan import Plan, Run, slug
+from pl_fed.compare.plan import Plan, Run, slugs
 from pl_fed.compare.rows import Row, make_rows
 from pl_fed.compare.table import csv_text, markdown
 
@@ -38,9 +38,9 @@ def write_report(plan: Plan, results: Results, folder: Path, command: str) -> st
     names = resolve(plan.comparison, shown)
     tables = {setting: make_rows(plan, setting, shown) for setting in plan.comparison.settings}
     folder.mkdir(parents=True, exist_ok=True)
-    parts = []
+    parts, places = [], slugs(tables)
     for setting, rows in tables.items():
-        pictures = _draw(setting, rows, names, folder)
+        pictures = _draw(places[setting], rows, names, folder)
         links = "".join(f"\n![{title}]({file})" for title, file in pictures)
         table = markdown(rows, names, shown, plan.shown_key.rpartition(".")[2])
         parts.append(f"## {setting}\n\n{table}{links}\n")
@@ -101,13 +101,14 @@ def _versions(found: Mapping[str, Any]) -> str:
     return _listed(f"{name} {version}" for name, version in (found.get("versions") or {}).items()) + revision
 
 
-def _draw(setting: str, rows: Sequence[Row], names: Names, folder: Path) -> list[tuple[str, str]]:
+def _draw(place: str, rows: Sequence[Row], names: Names, folder: Path) -> list[tuple[str, str]]:
     """Draw a setting's pictures and return their titles and files; one that is out of date is removed."""
     made: list[tuple[str, str, Figure | None]] = [
-        ("curves", f"{slug(setting)}-curves.png", curves_figure(rows, names)),
-        ("clients", f"{slug(setting)}-clients.png", clients_figure(rows, names)),
+        ("curves", f"{place}-curves.png", curves_figure(rows, names)),
+        ("clients", f"{place}-clients.png", clients_figure(rows, names)),
     ]
-    made += [(f"ranks of {row.arm}", f"{slug(setting)}-ranks-{slug(row.arm)}.png", ranks_figure(row)) for row in rows]
+    arms = slugs(row.arm for row in rows)
+    made += [(f"ranks of {row.arm}", f"{place}-ranks-{arms[row.arm]}.png", ranks_figure(row)) for row in rows]
     for _, file, figure in made:
         (folder / file).unlink(missing_ok=True)
         if figure is not None:

@@ -53,8 +53,10 @@ class Result:
     @classmethod
     def from_json(cls, text: str) -> "Result":
         """Read a result; what a later version added is left out, and null figures are not a number."""
-        known = {f.name for f in fields(cls)}
-        content = {key: value for key, value in json.loads(text).items() if key in known}
+        known, read = {f.name for f in fields(cls)}, json.loads(text)
+        if not isinstance(read, dict) or not isinstance(read.get("figures", {}), dict):
+            raise ValueError("no mapping with figures")
+        content = {key: value for key, value in read.items() if key in known}
         figures = {k: math.nan if v is None else v for k, v in content.get("figures", {}).items()}
         return cls(**{**content, "figures": figures})
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from pl_fed.compare.config import Arm
@@ -10,6 +10,7 @@ from pl_fed.compare.names import Names, Results
 from pl_fed.compare.pareto import pareto_front
 from pl_fed.compare.plan import Choice, Plan
 from pl_fed.compare.results import Result
+from pl_fed.compare.rule import GLOBAL, is_personalised
 
 FRONTS = {"upload": "upload_bytes", "time": "simulated_seconds"}
 
@@ -20,7 +21,7 @@ class Row:
 
     Args:
         arm: Its name.
-        spec: What it is.
+        spec: What it is; where its rule has no global model, that model's figures are among those omitted.
         wanted: Number of seeds.
         results: Results of the seeds that went well.
         choice: What tuning came to; None without.
@@ -60,7 +61,7 @@ def make_rows(plan: Plan, setting: str, results: Results) -> list[Row]:
 
 
 def _row(plan: Plan, arm: str, setting: str, results: Results) -> Row:
-    spec, seeds = plan.comparison.arms[arm], plan.comparison.seeds
+    spec, seeds = _spec(plan, arm, setting), plan.comparison.seeds
     choice = plan.choice(arm, setting, results) if plan.is_tuned(arm) else None
     runs = plan.final(arm, setting, results)
     ended = [(run, results[run.fingerprint]) for run in runs if run.fingerprint in results]
@@ -76,6 +77,12 @@ def _row(plan: Plan, arm: str, setting: str, results: Results) -> Row:
         notes += _tuning_notes(choice, results)
     value = plan.shown_value(runs[0]) if runs else None
     return Row(arm, spec, len(seeds), good, choice, value if isinstance(value, int | float) else None, tuple(notes))
+
+
+def _spec(plan: Plan, arm: str, setting: str) -> Arm:
+    """Return what an arm is, without the figures of a global model that its rule does not have."""
+    spec, run = plan.comparison.arms[arm], plan.run(arm, setting, plan.comparison.seeds[0])
+    return replace(spec, omit=(*spec.omit, *GLOBAL)) if run.train and is_personalised(run.config) else spec
 
 
 def _tuning_notes(choice: Choice, results: Results) -> list[str]:

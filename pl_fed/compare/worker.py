@@ -4,24 +4,52 @@ The folder has ``config.yaml``, the whole configuration, and ``request.json``. T
 and leaves ``result.json``, or ``failure.json`` with the error.
 """
 
+import ctypes
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from lightning.pytorch import Trainer
 
 from pl_fed.callbacks._environment import environment
 from pl_fed.callbacks.run_summary import now, scalars
 from pl_fed.cli import USER_ERRORS, FederatedCLI
 from pl_fed.compare.record import COSTS, RoundRecord, validation
-from pl_fed.compare.results import Result, write
+from pl_fed.compare.results import RESULT, Result, write
+
+LOCK = ".lock"
+PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
 
 def main(folder: Path) -> None:
-    """Run, and leave how it ended; an interrupted run leaves nothing but its checkpoint."""
+    """Run, and leave how it ended; an interrupted run leaves nothing but its checkpoint.
+
+    A process that is still at work on this run, as one whose comparison was killed may be, is waited for.
+    """
+    with FileLock(folder / LOCK):
+        if not (folder / RESULT).is_file():  # else that process has finished it
+            _work(folder)
+
+
+def end_with(parent: int) -> None:
+    """Let this process get SIGTERM when the one that started it is gone, however that ended (on Linux).
+
+    Args:
+        parent: Process id of the one that started it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before it could be watched
+            sys.exit("The comparison that started this run is gone.")
+
+
+def _work(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     torch.set_num_threads(request["threads"])
     started = time.monotonic()
@@ -76,4 +104,5 @@ def last_line(error: BaseException) -> str:
 
 if __name__ == "__main__":
     folder = Path(sys.argv.pop())  # LightningCLI warns of arguments that are not its own
+    end_with(json.loads((folder / "request.json").read_text(encoding="utf-8"))["parent"])
     main(folder)

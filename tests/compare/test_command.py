@@ -79,6 +79,8 @@ def test_classes_in_nested_yaml_are_left_alone(tmp_path: Path) -> None:
         (["--setting=none"], r"`--setting` to be one of \['all'\] but got 'none'"),
         (["--base=[nothing.yaml]"], "configuration file in `base` but got 'nothing.yaml'"),
         (["--jobs=0"], "`jobs` of 1 or more but got 0"),
+        (["--max_minutes=-1"], "`--max_minutes` of 0 or more but got -1"),
+        (["--max_minutes=.nan"], "`--max_minutes` of 0 or more but got nan"),
         (["--results=none.jsonl"], "file of results in `--results` but got 'none.jsonl'"),
     ],
 )

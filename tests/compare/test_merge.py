@@ -48,12 +48,18 @@ def test_taking_out_what_is_not_there_is_an_error() -> None:
 def test_fingerprint_is_of_what_matters() -> None:
     config = {"trainer": {"max_epochs": 8, "x": 1.0}, "data": {"dataset": "/home/me/texts.csv"}}
     first = fingerprint(config, True)
-    same = merged(config, {"run.folder": "/tmp", "trainer.logger": False, "data.dataset": "/mnt/texts.csv"})
+    same = merged(config, {"run.folder": "/tmp", "trainer.logger": False})
     assert fingerprint(merged(same, {"trainer.x": 1}), True) == first
     assert fingerprint(config, False) != first
     assert fingerprint(merged(config, {"trainer.max_epochs": 9}), True) != first
     assert fingerprint(merged(config, {"seed_everything": 1}), True) != first
     assert config["data"] == {"dataset": "/home/me/texts.csv"}
+
+
+def test_files_of_one_name_in_different_folders_are_different_data() -> None:
+    """Two hospitals may each have a /.../sums.jsonl; names relative to the working directory or of a hub are kept."""
+    paths = ["/a/sums.jsonl", "/b/sums.jsonl", "a/sums.jsonl", "sums.jsonl", "user/sums"]
+    assert len({fingerprint({"data": {"dataset": path}}, True) for path in paths}) == 5
 
 
 def test_numbers_are_read_as_the_command_line_reads_them() -> None:

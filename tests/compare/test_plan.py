@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pl_fed.compare.config import Arm, Overlay, Tune
+from pl_fed.compare.config import Arm, Metrics, Overlay, Tune
 from pl_fed.compare.names import Results
 from pl_fed.compare.plan import Plan, Run
 from pl_fed.compare.results import Result
@@ -114,6 +114,23 @@ def test_an_arm_without_a_global_model_is_tuned_by_its_own_metric() -> None:
         make_comparison(arms={"A": Arm(metric="test/loss")})
 
 
+@pytest.mark.parametrize(
+    ("own", "shared", "mode"),
+    [
+        ("val_personalised/loss", Metrics(validation="val/accuracy"), "min"),
+        ("val_personalised/accuracy", Metrics(validation="val/loss", test="test/loss"), "max"),
+        ("val_personalised/loss", Metrics(validation="val/accuracy", mode="max"), "min"),
+        ("val_personalised/error", Metrics(validation="val/error", mode="min"), "min"),
+    ],
+)
+def test_an_arms_own_metric_has_its_own_direction(own: str, shared: Metrics, mode: str) -> None:
+    """The smallest loss is at 0.1 though the others' accuracy is maximised; the same figure keeps a given direction."""
+    plan = Plan(make_comparison(arms={"A": Arm(), "own": Arm(metric=own)}, metrics=shared))
+    results = {run.fingerprint: make_result(run, {own: run.value or 0.0}) for run in plan.grid("own", "all")}
+    assert plan.deciding(results, "own") == (own, mode)
+    assert plan.choice("own", "all", results).value == {"min": 0.1, "max": 0.3}[mode]
+
+
 def test_settings_are_tuned_each_for_itself_and_can_be_chosen() -> None:
     settings = {"low": Overlay({"data.alpha": 0.1}), "high": Overlay({"data.alpha": 0.5})}
     plan = Plan(make_comparison(settings=settings))
@@ -178,3 +195,24 @@ def test_bad_comparisons_are_refused(changes: dict[str, object], message: str) -
 def test_an_empty_grid_is_refused() -> None:
     with pytest.raises(FederatedConfigError, match="values and seeds in `tune` but got none"):
         Tune(LR, ())
+
+
+@pytest.mark.parametrize("values", [(0.003, 0.003), (1, 1.0), (0.1, math.nan), (math.inf,)])
+def test_values_that_are_one_run_or_no_number_are_refused(values: tuple[float, ...]) -> None:
+    with pytest.raises(FederatedConfigError, match="different finite numbers in `tune.values` but got"):
+        Tune(LR, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "kind"),
+    [
+        ("validation", "test/accuracy", "validation"),
+        ("validation", "test_clients/perplexity", "validation"),
+        ("test", "nonsense/figure", "test"),
+        ("test", "val/accuracy", "test"),
+        ("worst_client", "val_clients/worst_client_loss", "test"),
+    ],
+)
+def test_what_is_tuned_by_and_what_is_shown_are_different_data(name: str, figure: str, kind: str) -> None:
+    with pytest.raises(FederatedConfigError, match=f"a {kind} metric in `metrics.{name}` but got '{figure}'"):
+        Metrics(**{name: figure})

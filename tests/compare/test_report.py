@@ -2,10 +2,11 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pl_fed.compare.config import Arm
+from pl_fed.compare.config import Arm, Overlay
 from pl_fed.compare.launcher import identity
 from pl_fed.compare.names import resolve
 from pl_fed.compare.plan import Plan
@@ -149,6 +150,22 @@ def test_the_folder_of_the_report(tmp_path: Path) -> None:
     assert again.done == results
     write_report(plan, again.ended, tmp_path / "again", "x")
     assert (tmp_path / "again" / "table.csv").read_text() == (tmp_path / "table.csv").read_text()
+
+
+def test_names_of_one_slug_have_pictures_of_their_own(tmp_path: Path) -> None:
+    """Of `A+` and `A-` in `alpha 0.1` and `alpha=0.1` each has its ranks; the first of a slug has the plain name."""
+    settings = {"alpha 0.1": Overlay({"data.x": 1}), "alpha=0.1": Overlay({"data.x": 2})}
+    arms = {"A+": Arm(Overlay({"trainer.strategy": "+"})), "A-": Arm(Overlay({"trainer.strategy": "-"}))}
+    plan = Plan(make_comparison(arms=arms, settings=settings, tune=None, seeds=(0,)))
+    curve: list[dict[str, Any]] = [{"round": i, "val/accuracy": 0.1 * i, "ranks": {"0": 4.0 - i}} for i in (1, 2)]
+    clients = {"test_clients": {"0": 0.5}}
+    runs = [plan.run(arm, setting, 0) for setting in settings for arm in arms]
+    results = {run.fingerprint: make_result(run, {"val/accuracy": 0.5}, rounds=curve, clients=clients) for run in runs}
+    text = write_report(plan, results, tmp_path, "x")
+    kinds = ("curves", "clients", "ranks-a", "ranks-a_2")
+    wanted = {f"{place}-{kind}.png" for place in ("alpha-0.1", "alpha-0.1_2") for kind in kinds}
+    assert {path.name for path in tmp_path.glob("*.png")} == wanted
+    assert all(text.count(f"({name})") == 1 for name in wanted)
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:

@@ -106,9 +106,10 @@ def test_results_of_a_file_count_as_done(tmp_path: Path) -> None:
     assert Plan(make_comparison()).due(there.ended) == []
     with pytest.raises(FederatedConfigError, match="file of results in `--results` but got 'none.jsonl'"):
         Store(tmp_path, ["none.jsonl"])
-    file.write_text('{"arm": "A"}\n')
-    with pytest.raises(FederatedConfigError, match="results of a comparison in .*results.jsonl"):
-        Store(tmp_path, [str(file)])
+    for line in ('{"arm": "A"}', "[1]", '{"figures": [1]}'):
+        file.write_text(f"{line}\n")
+        with pytest.raises(FederatedConfigError, match="results of a comparison in .*results.jsonl"):
+            Store(tmp_path, [str(file)])
 
 
 def test_results_keep_what_is_not_a_number(tmp_path: Path) -> None:
