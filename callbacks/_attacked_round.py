@@ -95,7 +95,7 @@ def observe(now: AttackedRound, context: RoundContext, arrived: Sequence[int], s
         settings.local or local_steps([client.steps for client in seen]),
         settings.loss,
         settings.scale_known,
-        all(int(client.counts.sum()) == client.batch_size for client in seen),
+        one_label_each=all(int(client.counts.sum()) == client.batch_size for client in seen),
     )
     same_bias = settings.local is not None or all(step.same_bias for client in seen for step in client.steps)
     return Observation(_head_update(now, context, same_bias), now.models, public)

@@ -157,8 +157,8 @@ class LabelInferenceAttack(Callback):
         steps = max(len(work.batches) for work in loader.plan.schedule(context.round_idx).work)
         steps = self._local.steps if self._local else math.ceil(steps / trainer.accumulate_grad_batches)
         with isolated_rng(), trainer.precision_plugin.train_step_context(), torch.enable_grad():
-            module, one = lend(pl_module, trainer), AuditSettings(loss=self.settings.loss)
             try:
+                module, one = lend(pl_module, trainer), AuditSettings(loss=self.settings.loss)
                 forward, owner = simulated_clients(trainer, module, one, 1, None, self.labels, self.seed)
                 live.begin(module, forward, owner, context, steps)
             except CannotAttackError as reason:
