@@ -32,9 +32,9 @@ def recover_over_rounds(
         batch_sizes: Each client's number of labels in a round.
 
     Raises:
-        FederatedConfigError: If a round has several models, or not the clients that `participation` says.
+        FederatedConfigError: If a round has several models, or other clients than `participation` says.
     """
-    expected = (len(observations), len(batch_sizes))
+    expected = len(observations), len(batch_sizes)
     if not observations or tuple(participation.shape) != expected:
         raise FederatedConfigError(
             f"Expected one or more `observations` and `participation` of shape {expected}, rounds and clients, but got "
@@ -53,13 +53,12 @@ def recover_over_rounds(
         shares.append(torch.zeros(len(present), dtype=torch.float64).masked_scatter(present, weights / weights.sum()))
     system = linear_system(torch.stack(shares).T, has_bias=False)  # (clients, rounds)
     raw, found = system.inverse @ torch.stack(mixes) * batch_sizes[:, None], system.identifiable
-    single = observations[0].round.counts_sum_to_batch
-    rounded = [round_counts(row, int(size), single) for row, size in zip(raw, batch_sizes, strict=True)]
-    counts = torch.stack(rounded) * found[:, None]
+    single, pairs = observations[0].round.counts_sum_to_batch, zip(raw, batch_sizes, strict=True)
+    counts = torch.stack([round_counts(row, int(size), single) for row, size in pairs]) * found[:, None]
     margin = float((raw - counts)[found].abs().max()) if bool(found.any()) else float("inf")
-    note = f"One model for all, {len(shares)} rounds with changing cohorts; label mixes are taken as constant."
-    figures = (system.rank, 1, system.condition, margin, not bool(found.all()))
-    return Recovery(counts, raw, batch_sizes * found, found, *figures, (note,))
+    note = (f"One model for all, {len(shares)} rounds with changing cohorts; label mixes are taken as constant.",)
+    figures = (system.rank, 1, system.condition, margin, not bool(found.all()), note)
+    return Recovery(counts, raw, batch_sizes * found, found, *figures)
 
 
 def _cohort_mix(seen: Observation, total_weight: Tensor) -> Tensor:

@@ -61,8 +61,7 @@ def recover(observation: Observation, correction: Correction = "auto") -> Recove
 
     Args:
         observation: The server's view.
-        correction: For several local steps: ``naive`` takes the mean gradient, ``trajectory`` simulates what moved;
-            ``auto`` takes the latter where it helps.
+        correction: ``naive`` takes the mean gradient, ``trajectory`` simulates steps, ``auto`` does where it helps.
 
     Raises:
         FederatedConfigError: If `correction` is unknown, or ``trajectory`` with Adam or an unknown scale.

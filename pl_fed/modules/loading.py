@@ -107,12 +107,10 @@ def add_adapter(
     Raises:
         FederatedConfigError: If `target_modules` or `modules_to_save` match nothing, or what LoRA cannot adapt.
     """
-    default: Any = KNOWN_TARGETS.get(network.config.model_type, "all-linear")
-    targets: list[str] | str = default if lora.target_modules is None else lora.target_modules
+    targets: Any = lora.target_modules or KNOWN_TARGETS.get(network.config.model_type, "all-linear")
     check_targets(network, targets)
     check_modules_to_save(network, lora.modules_to_save or [])
-    in_full = [*(lora.modules_to_save or []), *new]
-    heads = _HEADS if task == TaskType.SEQ_CLS else ()
+    in_full, heads = [*(lora.modules_to_save or []), *new], _HEADS if task == TaskType.SEQ_CLS else ()
     excluded = linear_in_full(network, [*in_full, *heads]) if targets == "all-linear" else []
     with accepted_by_peft(), warnings.catch_warnings():
         # peft 0.21 reads a property that transformers 5.23 calls deprecated
