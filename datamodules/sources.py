@@ -1,7 +1,6 @@
 """Data sets by name: a local file or folder, the hub, or the packaged sets for machines that reach no hub."""
 
 import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from datasets.naming import camelcase_to_snakecase
 from huggingface_hub.errors import HFValidationError
 
 from pl_fed import assets
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, shortened
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLITS = {  # the name that we use, and those that data sets use
@@ -110,7 +109,7 @@ def _load_file(path: Path, cache_dir: Path | None) -> datasets.Dataset:
     except StopIteration:
         raise FederatedConfigError(f"Expected rows in {path.name!r} but the file is empty.") from None
     except datasets.exceptions.DatasetGenerationError as error:
-        reason = textwrap.shorten(str(error.__cause__ or error), 300, placeholder=" ...").rstrip(".")
+        reason = shortened(error.__cause__ or error)
         raise FederatedConfigError(
             f"Expected {path.name!r} to be a table with the same columns in every row but it cannot be read "
             f"({reason}): mend or remove that row."
@@ -185,7 +184,7 @@ def _load_hub(name: str, config_name: str | None) -> Splits | None:
 
 def _not_given(error: Exception, name: str) -> str:
     refusal = assets.hub_refusal(error, name, assets.packaged_datasets())
-    reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")
+    reason = shortened(error)
     return f"{_EXPECTED} but got '{name}'{refusal or f' ({reason}): choose another or download its files.'}"
 
 

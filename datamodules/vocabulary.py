@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pl_fed import assets
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, shortened
 
 
 def find_tokenizer(name: str | None, module: Any) -> PreTrainedTokenizerBase:
@@ -40,7 +39,7 @@ def _load(name: str) -> PreTrainedTokenizerBase:
         with assets.hub_or_caches(folder):
             found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except assets.HUB_ERRORS as error:
-        reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")  # transformers writes paragraphs
+        reason = shortened(error)
         refusal = None if Path(folder).is_dir() else assets.hub_refusal(error, name, assets.packaged_models())
         raise FederatedConfigError(
             f"Expected `tokenizer` to be the folder or hub id of a tokenizer but got '{name}'"

@@ -1,5 +1,7 @@
 """Errors that a federation can raise; each message says what was expected, what came and what to change."""
 
+import textwrap
+
 
 class FederatedConfigError(ValueError):
     """The configuration of rounds, clients or rules cannot work."""
@@ -13,6 +15,16 @@ def first_line(error: BaseException) -> str:
         ('EOFError', 'no space')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(error: BaseException) -> str:
+    r"""Return what an error says as a part of one sentence; libraries write paragraphs.
+
+    Example:
+        >>> shortened(ValueError("Wrong. \n Very wrong.")), shortened(EOFError())
+        ('Wrong. Very wrong', 'EOFError')
+    """
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...").rstrip(".")
 
 
 class ClientFailureError(RuntimeError):

@@ -116,10 +116,9 @@ class FederatedLoop(Callback):
                 self.federation.start_round(schedule, self._num_rounds(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin the round here if Lightning left ``on_train_epoch_start`` out: it resumed from a round's last batch."""
+        """Let the engine begin, and note what the batch has."""
         if self.active:
             assert self.federation is not None
-            self.on_train_epoch_start(trainer, pl_module)
             self.federation.engine.start_batch()
             self._tokens = tokens_by_client(batch)
 

@@ -182,13 +182,11 @@ def secure_aggregate(
     ring = choose_ring(settings.fixed_point, len(cohort), max_mass)
     own = {u.client_id: bytes.fromhex(u.digest) for u in updates} if settings.binding else {}
     context = bytes.fromhex(broadcast_digest(round_idx, rule, published(server))) if settings.binding else b""
-    vectors = _Vectors(encoder, updates, cohort)
-    found = settings.make().sum(
-        vectors, ring, round_idx=round_idx, context=context, client_contexts=own, dropouts=vectors.silent
-    )
+    vectors, backend = _Vectors(encoder, updates, cohort), settings.make()
+    silent = vectors.silent
+    found = backend.sum(vectors, ring, round_idx=round_idx, context=context, client_contexts=own, dropouts=silent)
     mean = _decoded(found.total, layout, settings.fixed_point, len(found.survivors), max_mass)
-    values = sum(group.num_values for _, group in layout) * len(updates)
-    return rule.absorb(server, mean), encoder.figures(values)
+    return rule.absorb(server, mean), encoder.figures(sum(group.num_values for _, group in layout) * len(updates))
 
 
 def _decoded(

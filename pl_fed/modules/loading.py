@@ -6,7 +6,6 @@ anything else is an error.
 """
 
 import logging
-import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from pl_fed.adapters import ADAPTER_NAME
 from pl_fed.assets import HUB_ERRORS, AssetNotFoundError, hub_or_caches, hub_refusal, packaged_models, resolve_model
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, shortened
 from pl_fed.modules.settings import LoraSettings, ModelLoading
 from pl_fed.modules.targets import accepted_by_peft, check_modules_to_save, check_targets, linear_in_full
 from pl_fed.packing.rows import at_least_float32
@@ -209,7 +208,7 @@ def _found(model: str, expected: str) -> Iterator[str]:
     except AssetNotFoundError as error:
         raise FederatedConfigError(str(error)) from error
     except HUB_ERRORS as error:
-        reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")  # transformers writes paragraphs
+        reason = shortened(error)
         refusal = None if Path(model).is_dir() else hub_refusal(error, model, packaged_models())
         raise FederatedConfigError(
             f"Expected `model` to be the folder or hub id of {expected} but got '{model}'"

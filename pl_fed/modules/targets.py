@@ -1,14 +1,13 @@
 """Which layers of a network get an adapter: checked before PEFT sees them, so that an error names the setting."""
 
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, shortened
 
 
 def check_targets(network: nn.Module, targets: Sequence[str] | str) -> None:
@@ -62,7 +61,7 @@ def accepted_by_peft() -> Iterator[None]:
     except FederatedConfigError:
         raise
     except (ValueError, TypeError, NotImplementedError) as error:
-        reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")
+        reason = shortened(error)
         raise FederatedConfigError(
             f"Expected settings in `lora` that PEFT accepts but it says: {reason}: correct `lora`."
         ) from error
