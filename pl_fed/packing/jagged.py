@@ -132,7 +132,7 @@ def _agree(name: str, kernel: Callable[..., Tensor], padded: Callable[..., Tenso
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             pairs = zip(_outcome(kernel, inputs), _outcome(padded, inputs), strict=True)
-            why = None if all(_close(x, y) for x, y in pairs) else "it gives something else"
+            why = None if all(_close(x, y) for x, y in pairs) else "its results are not those of padding"
     except torch.OutOfMemoryError:  # says nothing about the kernel
         raise
     except Exception as error:  # whatever a kernel or its absence raises
