@@ -7,6 +7,7 @@ given what padding gives, forward and backward, on a small example; else padding
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
+from textwrap import shorten
 
 import torch
 from jaxtyping import Float, Int
@@ -136,7 +137,7 @@ def _agree(name: str, kernel: Callable[..., Tensor], padded: Callable[..., Tenso
     except torch.OutOfMemoryError:  # says nothing about the kernel
         raise
     except Exception as error:  # whatever a kernel or its absence raises
-        why = (str(error) or repr(error)).splitlines()[0]
+        why = shorten(str(error) or repr(error), 200)
     if why is not None:
         log.info("`%s` is not used on %s in %s, parts are padded instead: %s", name, device, dtype, why)
     return why is None
