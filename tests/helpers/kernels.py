@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pl_fed.packing import jagged, padding
 
@@ -53,6 +54,27 @@ def varlen_attn(
     return torch.cat([attend(q, k, v, factor, window_size) for q, k, v in parts])
 
 
+def aligned(x: Tensor) -> None:
+    """Fail where a GPU would, of whose addresses and rows 16 bytes are the unit."""
+    strides = [step * x.itemsize for step, size in zip(x.stride(), x.shape, strict=True) if step != 1 and size > 1]
+    assert x.data_ptr() % 16 == 0 and all(step and step % 16 == 0 for step in strides)
+
+
+def strict(grouped_mm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a grouped product that looks at what it is given as the one of a GPU does."""
+
+    def kernel(rows: Tensor, stack: Tensor, *, offs: Tensor) -> Tensor:
+        assert offs.dtype == torch.int32 and offs[-1] == len(rows)
+        aligned(rows)
+        aligned(stack)
+        out = grouped_mm(rows, stack, offs=offs)
+        if out.grad_fn is not None:
+            out.grad_fn.register_prehook(lambda slopes: aligned(*slopes))
+        return out
+
+    return kernel
+
+
 def put(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor] | None) -> None:
     """Put another variable-length attention in place of torch's; None for a torch without one."""
     module = ModuleType(VARLEN)
@@ -68,6 +90,8 @@ def lend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jagged, "GROUPED_IN", (torch.float32, torch.bfloat16))
     monkeypatch.setattr(jagged, "VARLEN_IN", (torch.float64, torch.float32, torch.bfloat16))
     put(monkeypatch, varlen_attn)
+    if hasattr(F, "grouped_mm"):
+        monkeypatch.setattr(F, "grouped_mm", strict(F.grouped_mm))
 
 
 def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:

@@ -77,11 +77,14 @@ def test_low_rank_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, padded, rtol=0.05, atol=0.2)
 
 
-@pytest.mark.parametrize(("d_in", "d_out", "dtype"), [(10, 8, "float32"), (8, 10, "float32"), (8, 8, "float64")])
+@pytest.mark.parametrize(
+    ("d_in", "d_out", "dtype"),
+    [(10, 8, "float32"), (8, 10, "float32"), (12, 8, "bfloat16"), (8, 8, "float64")],
+)
 def test_products_that_the_kernel_does_not_take(
     d_in: int, d_out: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of 40 bytes, and a type of its own: padded, without asking."""
+    """Rows of 40 and 24 bytes, and another type: padded, without asking."""
     calls = count(monkeypatch, "grouped_low_rank")
     shapes = ((5, d_in), (2, 3, d_in), (2, d_out, 3), (2, 3))
     inputs = [torch.randn(shape, dtype=getattr(torch, dtype)) for shape in shapes]
