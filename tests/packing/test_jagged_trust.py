@@ -190,3 +190,19 @@ def test_a_cpu_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     jagged.ragged_attention(*heads(torch.bfloat16), LENGTHS, True, 0.4)
     jagged.ragged_low_rank(*(torch.randn(s).bfloat16() for s in ((5, 8), (2, 8, 8), (2, 8, 8), (2, 8))), [4, 1])
     assert calls == [[], []]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    """Whichever is used there: in bfloat16 near what padding gives in float32."""
+    shapes = ((11, 16), (3, 6, 16), (3, 24, 6), (3, 6))
+    products = [torch.randn(shape, device="cuda") for shape in shapes]
+    query, key, value = (x.detach().cuda() for x in heads(torch.float32))
+    with torch.autocast("cuda", torch.bfloat16):
+        change = jagged.ragged_low_rank(*products, [7, 1, 3])
+        attended = jagged.ragged_attention(query, key, value, LENGTHS, True, 0.4)
+    expected = padding.padded_low_rank(*products, [7, 1, 3])
+    assert (change - expected).abs().max() < 0.05 * expected.abs().max()
+    torch.testing.assert_close(
+        attended.float(), padding.padded_attention(query, key, value, LENGTHS, True, 0.4), rtol=0.05, atol=0.05
+    )
