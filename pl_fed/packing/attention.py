@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from pl_fed.packing.jagged import ragged_attention
 from pl_fed.packing.layers import Pass
-from pl_fed.packing.padding import grid, pads
+from pl_fed.packing.padding import pads, repeated
 
 NAME = "pl_fed_packed"
 PASS = "pl_fed_pass"
@@ -47,11 +48,10 @@ def packed_attention(
     """
     run: Pass = getattr(module, PASS)
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _by_sequence(run, query, key, value, causal, scale, dropout), None
+    if pads(query) and not run.segments.uniform and not dropout:
+        return ragged_attention(query, key, value, run.segments.lengths, causal, scale), None
+    return _by_sequence(run, query, repeated(key, query), repeated(value, query), causal, scale, dropout), None
 
 
 def _by_sequence(
@@ -59,8 +59,6 @@ def _by_sequence(
 ) -> Tensor:
     """Attend within each sequence, in one go where all are of one length."""
     lengths = run.segments.lengths
-    if pads(query) and not run.segments.uniform and not dropout:
-        return _padded(run, query, key, value, causal, scale)
     masks = _masks(run, query, dropout)
     if run.segments.uniform:
         parts = [tuple(_stacked(x, lengths[0]) for x in (query, key, value))]
@@ -72,15 +70,6 @@ def _by_sequence(
         attended = _attend(q, k, v, causal, scale, masks[i] if masks else None)
         outputs.append(attended.transpose(1, 2).reshape(len(query), -1, *attended.shape[1::2]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-
-
-def _padded(run: Pass, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> Tensor:
-    """Attend within all sequences at once, padded to the longest."""
-    known = grid(run.segments.lengths, query.device)
-    q, k, v = (known.pad(x.squeeze(0).transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
-    mask = None if causal else known.filled[:, None, None]  # what lies behind a sequence is later than all of it
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
-    return known.unpad(attended.transpose(1, 2))[None]
 
 
 def _stacked(x: Tensor, length: int) -> Heads:

@@ -1,7 +1,7 @@
 """Forward functions of single layers in a packed pass: LoRA, layers that are trained in full, dropout, pooling.
 
 LoRA runs on each client's own rows, ``y = W x + s B_k diag(lam_k) A_k x``: as one batched product where all clients
-have as many rows or the device pads them, else client by client over views of the stacks.
+have as many rows, else grouped or padded on a GPU and client by client over views of the stacks on a CPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_fed.adapters import ADAPTER_NAME, AdapterLayer
-from pl_fed.packing.padding import grid, pads
+from pl_fed.packing.jagged import ragged_low_rank
+from pl_fed.packing.padding import pads
 from pl_fed.packing.segments import Segments
 
 Forward = Callable[..., Tensor]
@@ -65,18 +66,16 @@ def add_low_rank(
     # the scale goes where numbers are few
     factors = a.new_full((len(a), 1), scale) if diagonal is None else diagonal * scale
     sizes = segments.row_sizes(x)
-    rows, uniform = x.reshape(-1, x.shape[-1]), len(set(sizes)) == 1
-    if not uniform and not pads(x):
-        change = _client_by_client(rows, a, b, factors, sizes)
+    rows = x.reshape(-1, x.shape[-1])
+    if len(set(sizes)) > 1:
+        change = (ragged_low_rank if pads(x) else _client_by_client)(rows, a, b, factors, sizes)
         return (base + change.view(base.shape)).to(base.dtype)
-    known = None if uniform else grid(sizes, x.device)
-    parts = rows.view(len(sizes), -1, rows.shape[1]) if known is None else known.pad(rows)  # (clients, rows, d_in)
+    parts = rows.view(len(sizes), -1, rows.shape[1])  # (clients, rows, d_in)
     hidden = torch.bmm(parts, a.transpose(1, 2)) * factors[:, None]
-    if known is None and base.dtype == hidden.dtype:
+    if base.dtype == hidden.dtype:
         out = base.reshape(*parts.shape[:2], -1)
         return torch.baddbmm(out, hidden, b.transpose(1, 2)).view(base.shape)
-    change = torch.bmm(hidden, b.transpose(1, 2))
-    return (base + (change if known is None else known.unpad(change)).view(base.shape)).to(base.dtype)
+    return (base + torch.bmm(hidden, b.transpose(1, 2)).view(base.shape)).to(base.dtype)
 
 
 def _client_by_client(rows: Tensor, a: Tensor, b: Tensor, factors: Tensor, sizes: list[int]) -> Tensor:

@@ -9,8 +9,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 LOOPS_ON = ("cpu",)
 """Devices on which parts are treated one by one."""
@@ -39,7 +40,7 @@ class Grid(NamedTuple):
 
 
 def pads(x: Tensor) -> bool:
-    """Tell whether parts of unlike sizes are padded on a tensor's device."""
+    """Tell whether parts of unlike sizes are treated at once on a tensor's device: padded, or as in `jagged.py`."""
     return x.device.type not in LOOPS_ON
 
 
@@ -61,3 +62,58 @@ def _grid(sizes: tuple[int, ...], device: torch.device) -> Grid:
     rows = torch.zeros(filled.shape, dtype=torch.int64).masked_scatter_(filled, torch.arange(sum(sizes)))
     places = filled.flatten().nonzero().flatten()
     return Grid(rows.flatten().to(device), places.to(device), filled.to(device))
+
+
+def padded_low_rank(
+    rows: Float[Tensor, "rows d_in"],
+    a: Float[Tensor, "clients rank d_in"],
+    b: Float[Tensor, "clients d_out rank"],
+    factors: Float[Tensor, "clients #rank"],
+    sizes: Sequence[int],
+) -> Float[Tensor, "rows d_out"]:
+    """Return ``B_k diag(factors_k) A_k x`` for every client's rows, padded to those of the client with the most.
+
+    Args:
+        rows: The clients' rows, one client after the other.
+        a: Every client's A.
+        b: Every client's B.
+        factors: Every client's diagonal, or one number each.
+        sizes: Rows of each client.
+    """
+    known = grid(sizes, rows.device)
+    hidden = torch.bmm(known.pad(rows), a.transpose(1, 2)) * factors[:, None]  # (clients, longest, rank)
+    return known.unpad(torch.bmm(hidden, b.transpose(1, 2)))
+
+
+def padded_attention(
+    query: Float[Tensor, "1 heads tokens width"],
+    key: Float[Tensor, "1 key_heads tokens width"],
+    value: Float[Tensor, "1 key_heads tokens width"],
+    lengths: Sequence[int],
+    causal: bool,
+    scale: float,
+) -> Float[Tensor, "1 tokens heads width"]:
+    """Attend within all sequences at once, padded to the longest.
+
+    Args:
+        query: The sequences, one after the other.
+        key: As `query`; a head may serve several of the query's.
+        value: As `key`.
+        lengths: Tokens of each sequence.
+        causal: Whether a token sees no later one.
+        scale: Factor of the scores.
+    """
+    known = grid(lengths, query.device)
+    key, value = repeated(key, query), repeated(value, query)
+    q, k, v = (known.pad(x.squeeze(0).transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
+    mask = None if causal else known.filled[:, None, None]  # what lies behind a sequence is later than all of it
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    return known.unpad(attended.transpose(1, 2))[None]
+
+
+def repeated(
+    x: Float[Tensor, "sequences key_heads length width"], query: Float[Tensor, "sequences heads length width"]
+) -> Float[Tensor, "sequences heads length width"]:
+    """Return keys or values with as many heads as the query."""
+    repeats = query.shape[1] // x.shape[1]
+    return x.repeat_interleave(repeats, 1) if repeats > 1 else x
