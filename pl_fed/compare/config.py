@@ -1,6 +1,7 @@
 """What a comparison is: its YAML as dataclasses."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,6 +47,13 @@ def _overlay(value: Any) -> Overlay:
 BEGINNINGS = {"test": "test", "validation": "val"}  # of the names that runs log
 
 
+def _check_grid(key: str, values: Sequence[float]) -> None:
+    if len(set(values)) < len(values) or not all(map(math.isfinite, values)):
+        raise FederatedConfigError(
+            f"Expected different finite numbers in {key} but got {list(values)}: drop or correct some."
+        )
+
+
 def _check_figure(kind: str, key: str, name: str | None) -> None:
     if name is not None and not name.startswith(BEGINNINGS[kind]):
         raise FederatedConfigError(
@@ -74,6 +82,8 @@ class Arm:
         metric: Validation metric that decides for this arm, where that of `tune` means nothing, for example
             ``val_personalised/accuracy`` where there is no global model. Another figure than that of `tune` has the
             direction of its name: less is better of a loss or a perplexity.
+        values: Grid of this arm, of as many values as that of `tune`, where the scale is another: centralised training
+            has no averaging that makes steps smaller.
         omit: Beginnings of the names of figures that mean nothing for this arm, for example ``upload_bytes``; they are
             shown as absent. Those of a global model that the arm's rule does not have are left out anyway.
     """
@@ -83,6 +93,7 @@ class Arm:
     train: bool = True
     tune: bool | str = True
     metric: str | None = None
+    values: tuple[float, ...] | None = None
     omit: tuple[str, ...] = ()
 
 
@@ -92,7 +103,7 @@ class Tune:
 
     Args:
         key: The tuned key of the configuration.
-        values: The grid; each arm gets the same.
+        values: The grid; an arm that does not say otherwise gets the same.
         seeds: Seeds that the grid is run with.
         metric: Validation metric of the last round that decides; None takes that of `metrics`. Never a test metric.
         mode: Which of its extremes is good; None takes that of `metrics`.
@@ -108,10 +119,7 @@ class Tune:
         """Check the grid, and that no test metric decides."""
         if not self.values or not self.seeds:
             raise FederatedConfigError("Expected values and seeds in `tune` but got none: give some or drop `tune`.")
-        if len(set(self.values)) < len(self.values) or not all(map(math.isfinite, self.values)):
-            raise FederatedConfigError(
-                f"Expected different finite numbers in `tune.values` but got {list(self.values)}: drop or correct some."
-            )
+        _check_grid("`tune.values`", self.values)
         _check_figure("validation", "`tune.metric`", self.metric)
 
 
@@ -189,9 +197,21 @@ class Comparison:
                 raise FederatedConfigError(
                     f"Expected `tune` of arm '{name}' to be true, false or a tuned arm of {known} but got '{arm.tune}'."
                 )
+            self._check_own_grid(name, arm)
         for key, given in (("seeds", self.seeds), ("tune.seeds", self.tune.seeds if self.tune else ())):
             if len(set(given)) < len(given):
                 raise FederatedConfigError(f"Expected different `{key}` but got {list(given)}: drop the repeated ones.")
+
+    def _check_own_grid(self, name: str, arm: Arm) -> None:
+        if arm.values is None:
+            return
+        _check_grid(f"`values` of arm '{name}'", arm.values)
+        number = len(self.tune.values) if self.tune and arm.tune is True and arm.train else 0
+        if len(arm.values) != number:
+            raise FederatedConfigError(
+                f"Expected {number} `values` of arm '{name}', as many as its budget has, but "
+                f"got {list(arm.values)}: {'change their number' if number else 'drop them'}."
+            )
 
 
 @dataclass(frozen=True)

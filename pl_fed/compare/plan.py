@@ -148,7 +148,12 @@ class Plan:
         tune = self.comparison.tune
         if tune is None or not self.is_tuned(arm):
             return []
-        return [self.run(arm, setting, seed, value) for value in tune.values for seed in tune.seeds]
+        return [self.run(arm, setting, seed, value) for value in self.values(arm) for seed in tune.seeds]
+
+    def values(self, arm: str) -> tuple[float, ...]:
+        """Return the grid of a tuned arm: its own, or everybody's."""
+        own, tune = self.comparison.arms[arm].values, self.comparison.tune
+        return own or (tune.values if tune else ())
 
     def choice(self, arm: str, setting: str, results: Results) -> Choice:
         """Return what the grid says so far: the value with the best mean of its validation figure."""
@@ -164,7 +169,7 @@ class Plan:
         value = None
         if usable and len(ended) == len(runs):
             value = (max if mode == "max" else min)(usable, key=usable.__getitem__)
-        values = self.comparison.tune.values if self.comparison.tune else ()
+        values = self.values(arm)
         at_edge = value is not None and len(set(values)) > 1 and value in (min(values), max(values))
         return Choice(value, scores, tuple(runs), len(ended), at_edge)
 

@@ -67,9 +67,11 @@ def _head(plan: Plan, results: Results, others: int, names: Names, command: str)
     if tune is not None:
         metric, mode = plan.deciding(results)
         grid, seeds = _listed(f"{value:g}" for value in tune.values), _listed(tune.seeds)
+        own = {arm: spec.values for arm, spec in comparison.arms.items() if spec.values}
+        but = "".join(f", but {arm} {_listed(f'{value:g}' for value in values)}" for arm, values in own.items())
         lines.append(
             f"- tuned: `{tune.key}` over {grid} with seed {seeds}, by the {mode} of {metric} after the last round; the "
-            "same grid for every tuned arm"
+            f"same grid for every tuned arm{but}"
         )
     environments = [result.environment for result in results.values() if result.environment] or [environment()]
     lines += [f"- hardware: {text}" for text in _different(environments, _hardware)]

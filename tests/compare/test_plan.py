@@ -50,6 +50,28 @@ def test_the_best_value(scores: dict[float | None, float], mode: str | None, bes
     assert (choice.value, choice.at_edge, choice.is_open) == (best, at_edge, False)
 
 
+def test_an_arm_may_have_a_grid_of_its_own() -> None:
+    """.02 is inside the grid of the methods and the edge of this one."""
+    plan = Plan(make_comparison(arms={"A": Arm(), "own": Arm(values=(0.01, 0.015, 0.02))}))
+    assert names(plan.grid("own", "all")) == [("own", value, 0) for value in (0.01, 0.015, 0.02)]
+    assert [run.value for run in plan.grid("A", "all")] == [0.1, 0.2, 0.3]
+    choice = plan.choice("own", "all", give(plan.grid("own", "all"), {0.01: 0.5, 0.015: 0.4, 0.02: 0.6}))
+    assert (choice.value, choice.at_edge) == (0.02, True)
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        (Arm(values=(0.01, 0.02)), "Expected 3 `values` of arm 'own', .* got .0.01, 0.02.: change their number"),
+        (Arm(values=(0.1, 0.2, 0.3), tune=False), "Expected 0 `values` of arm 'own', .*: drop them"),
+        (Arm(values=(0.1, 0.2, 0.2)), "different finite numbers in `values` of arm 'own' but got"),
+    ],
+)
+def test_a_grid_of_its_own_is_no_larger_budget(arm: Arm, message: str) -> None:
+    with pytest.raises(FederatedConfigError, match=message):
+        make_comparison(arms={"A": Arm(), "own": arm})
+
+
 def test_the_mean_over_tuning_seeds_decides() -> None:
     """0.1 gives .9 and .1, mean .5; 0.2 gives .6 twice: a single seed would have chosen 0.1."""
     plan = Plan(make_comparison(tune=Tune(LR, (0.1, 0.2), seeds=(0, 5))))
