@@ -70,6 +70,10 @@ class CommunicationMonitor(Callback):
         assert context.client is not None
         context.client.figures[TRAINED] = float(count_trained(pl_module, context.client.slots))
 
+    def on_round_failed(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
+        """Count a round without an aggregate: what was sent was sent."""
+        self.on_round_end(trainer, pl_module, context)
+
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Add the round to the totals and to the table."""
         clients, totals = context.finished, self.totals

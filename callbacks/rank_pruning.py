@@ -10,11 +10,11 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from pl_fed._lightning import Callback, LightningModule, Trainer
 from pl_fed.adapters import Adapter, AdapterLayer
+from pl_fed.callbacks._slot_importance import cubic_budget, slot_energy, slots_to_keep, smooth
 from pl_fed.context import ClientContext, RoundContext
 from pl_fed.errors import FederatedConfigError
 from pl_fed.updates import AdapterState, Slots
@@ -23,73 +23,19 @@ Importance = Literal["energy", "lambda", "sensitivity"]
 Schedule = Literal["energy", "cubic"]
 
 
-def slot_energy(
-    a: Float[Tensor, "rank d_in"], b: Float[Tensor, "d_out rank"], diagonal: Float[Tensor, " rank"] | None = None
-) -> Float[Tensor, " rank"]:
-    """Return the Frobenius norm of each rank-1 term ``lam_i b_i a_i^T``."""
-    energy: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=0)
-    return energy if diagonal is None else energy * diagonal.abs()
-
-
-def slots_to_keep(
-    importance: Float[Tensor, " active"],
-    eta: float = 0.99,
-    min_rank: int = 1,
-    max_share: float = 0.25,
-    budget: int | None = None,
-) -> Int[Tensor, " kept"]:
-    """Return the positions of the slots to keep, ascending.
-
-    Args:
-        importance: Importance of each active slot.
-        eta: Keep the fewest slots that hold this share of the summed squares.
-        min_rank: Keep at least so many.
-        max_share: Drop at most this share of the active slots.
-        budget: Keep so many instead of the share `eta`.
-
-    Example:
-        >>> slots_to_keep(torch.tensor([3.0, 0.1, 2.0, 0.1]))  # 0.75 of four slots may not go below three
-        tensor([0, 1, 2])
-    """
-    active = importance.numel()
-    order = torch.argsort(importance, descending=True, stable=True)
-    squares = importance[order].double().square()
-    if budget is not None:
-        wanted = budget
-    elif float(squares.sum()) == 0.0:
-        wanted = active  # nothing was learned yet: no slot is less important than another
-    else:
-        share = torch.cumsum(squares, 0) / squares.sum()
-        wanted = int((share < eta - 1e-12).sum()) + 1
-    least = max(min_rank, active - math.floor(max_share * active + 1e-9))
-    return torch.sort(order[: min(active, max(wanted, least))]).values
-
-
-def cubic_budget(start: int, target: int, progress: float) -> int:
-    """Return AdaLoRA's budget between `start` and `target` slots at `progress` in [0, 1]."""
-    return math.ceil(target + (start - target) * (1 - min(1.0, max(0.0, progress))) ** 3)
-
-
-def smooth(state: tuple[Tensor, Tensor] | None, score: Tensor, beta: float = 0.85) -> tuple[Tensor, Tensor]:
-    """Return the running mean and uncertainty of every entry's ``|p * grad|`` (AdaLoRA, eqs. 9 and 10)."""
-    mean, uncertainty = state or (torch.zeros_like(score), torch.zeros_like(score))
-    mean = beta * mean + (1 - beta) * score
-    return mean, beta * uncertainty + (1 - beta) * (score - mean).abs()
-
-
 class RankPruning(Callback):
     """Prunes each client's slots after its local training; without federation, the module's after each epoch.
 
     Args:
         eta: Share of the squared importance that the kept slots hold.
         min_rank: Fewest slots of a layer.
-        max_share: Largest share of a layer's slots that one round may drop.
+        max_share: Largest share of a layer's slots that one round may drop; ``cubic`` may always drop one.
         warmup_rounds: First rounds without pruning.
         final_share: Last share of the rounds without pruning, so that training settles.
         importance: ``energy``, ``lambda`` (the diagonal alone) or ``sensitivity`` (smoothed ``|p * grad|``).
         schedule: ``energy`` prunes by `eta`; ``cubic`` follows AdaLoRA's budget down to `min_rank`.
         regrow: Give a client back, at each broadcast, the strongest slots of the server that it does not hold, at
-            most `max_share` of its cap, until the cap is reached.
+            most `max_share` of its cap, until the cap is reached, or the round's budget of `schedule: cubic`.
     """
 
     def __init__(
@@ -145,7 +91,8 @@ class RankPruning(Callback):
         assert context.client is not None
         self._federated, self._smoothed = True, {}
         if self.regrow and self._prunes(context.round_idx, context.num_rounds):
-            self._regrow(context.client, context.server)
+            budget = self._budget(context.client.rank_cap, context.round_idx, context.num_rounds)
+            self._regrow(context.client, context.server, context.client.rank_cap if budget is None else budget)
 
     def on_client_end(self, trainer: Trainer, pl_module: LightningModule, context: RoundContext) -> None:
         """Drop slots from what the client uploads and holds from now on."""
@@ -169,11 +116,14 @@ class RankPruning(Callback):
     def _prunes(self, round_idx: int, num_rounds: int | None) -> bool:
         return self.warmup_rounds <= round_idx < self._last(num_rounds)
 
+    def _budget(self, cap: int, round_idx: int, num_rounds: int | None) -> int | None:
+        if self.schedule != "cubic":
+            return None
+        progress = (round_idx + 1 - self.warmup_rounds) / (self._last(num_rounds) - self.warmup_rounds)
+        return cubic_budget(cap, self.min_rank, progress)
+
     def _keep(self, scores: Tensor, cap: int, round_idx: int, num_rounds: int | None) -> Tensor:
-        budget = None
-        if self.schedule == "cubic":
-            progress = (round_idx + 1 - self.warmup_rounds) / (self._last(num_rounds) - self.warmup_rounds)
-            budget = cubic_budget(cap, self.min_rank, progress)
+        budget = self._budget(cap, round_idx, num_rounds)
         return slots_to_keep(scores, self.eta, self.min_rank, self.max_share, budget)
 
     def _scores(self, name: str, a: Tensor, b: Tensor, diagonal: Tensor | None) -> Tensor:
@@ -194,9 +144,9 @@ class RankPruning(Callback):
                 total = total + (entries if entries.dim() == 1 else entries.mean(1 if side == "a" else 0))
         return total
 
-    def _regrow(self, client: ClientContext, server: AdapterState) -> None:
+    def _regrow(self, client: ClientContext, server: AdapterState, budget: int) -> None:
         for name, ids in client.slots.items():
-            most = min(client.rank_cap, server.layers[name].a.shape[0])
+            most = min(budget, server.layers[name].a.shape[0])
             room = min(most - len(ids), max(1, math.floor(self.max_share * client.rank_cap)))
             energy = slot_energy(server.layers[name].a, server.layers[name].b)
             energy[ids] = -1.0

@@ -4,6 +4,7 @@ Operations are those of the matrix products (2 m n k each). Training through a f
 token: 2 forward, 2 for the gradient of its input, none for its own. A trained factor costs 2 more.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -16,7 +17,11 @@ from pl_fed.codecs import CodecName
 from pl_fed.loaders import RoundPlan
 from pl_fed.rules.base import Rule
 from pl_fed.updates import Slots
-from pl_fed.wire import SLOT_ID_BYTES
+from pl_fed.wire import SLOT_ID_BYTES, Codecs
+
+DEFAULT_CODECS = Codecs()
+BYTES: dict[CodecName, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
+"""Of a number in each format, without scales."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +104,31 @@ def client_cost(
     rule: Rule,
     tokens_per_batch: float,
     tokens_per_round: float,
-    upload: CodecName = "float32",
+    codecs: Codecs = DEFAULT_CODECS,
     controls: bool = False,
+    num_clients: float = math.inf,
 ) -> ClientCost:
-    """Return the cost of a round as a function of the rank, for rank caps.
+    """Return the cost of a round as a function of the rank, for rank caps; the dearest broadcast counts.
 
-    `upload` is the format of updates; `controls` says that control variates travel beside everything.
+    `controls` says that control variates travel beside everything, `num_clients` how many
+    train in a round: infinity where a client may have missed rounds, and then gets the whole of what was merged.
     """
-    value, times = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}[upload], 2 if controls else 1
+    times = 2 if controls else 1
     one_slot = {name: layer.a.new_zeros(1).long() for name, layer in adapter.layers.items()}
     sides = rule.optimizer_sides()
     none = {name: ids[:0] for name, ids in one_slot.items()}
     base_flops = training_flops(size, adapter, none, sides, 1)
     a, b = adapter_weights(adapter, one_slot)
 
-    def sent(sides: frozenset[str]) -> float:  # bytes of a slot, with its id and scales
-        scales = 4 * len(sides & {"a", "b"}) if upload == "int8" else 0
-        extra = (SLOT_ID_BYTES if rule.sends_slots and sides & {"a", "b"} else 0) + scales
-        return times * (value * (a * ("a" in sides) + b * ("b" in sides)) + extra * len(one_slot))
+    def sent(sides: frozenset[str], codec: CodecName, codec_a: CodecName) -> float:  # of a slot, with its id and scales
+        formats = [(a, codec_a)] * ("a" in sides) + [(b, codec)] * ("b" in sides)
+        ids = SLOT_ID_BYTES if rule.sends_slots and formats else 0
+        scales = sum(4 for _, name in formats if name == "int8")
+        weights = sum(number * BYTES[name] for number, name in formats)
+        return times * (weights + (ids + scales) * len(one_slot))
 
-    dense = adapter.num_dense
+    dense, down = adapter.num_dense, frozenset[str]() if rule.reinitialises else frozenset({"a", "b"}) - rule.keeps
+    exact_a: CodecName = codecs.down if "a" in sides else "float32"  # see `wire`
     return ClientCost(
         base_bytes=size.base_bytes,
         activation_bytes=4 * size.widths * tokens_per_batch,
@@ -126,10 +136,19 @@ def client_cost(
         params_per_rank=trained_parameters(adapter, one_slot, sides) - dense,
         flops=base_flops * tokens_per_round,
         flops_per_rank=(training_flops(size, adapter, one_slot, sides, 1) - base_flops) * tokens_per_round,
-        download_bytes_per_rank=4 * times * (a * ("a" not in rule.keeps) + b * ("b" not in rule.keeps)),
-        upload_bytes_per_rank=max(sent(rule.sides(i) - rule.keeps) for i in (0, 1)),  # the dearer of two rounds
-        upload_bytes_per_value=0.0 if "dense" in rule.keeps else times * value,
+        download_bytes_per_rank=sent(down, codecs.down, exact_a),
+        # the dearer of two rounds
+        upload_bytes_per_rank=max(sent(rule.sides(i) - rule.keeps, codecs.up, codecs.up) for i in (0, 1)),
+        upload_bytes_per_value=0.0 if "dense" in rule.keeps else times * BYTES[codecs.up],
+        download_bytes_per_value=0.0 if "dense" in rule.keeps else times * BYTES[codecs.down],
+        download_bytes=merged_bytes(adapter, num_clients) if rule.merges else 0.0,
     )
+
+
+def merged_bytes(adapter: Adapter, num_clients: float) -> float:
+    """Return the most bytes of a change to the base model: the stacks of all clients at full rank, or dense if less."""
+    shapes = ((layer.a.shape, layer.b.shape[0]) for layer in adapter.layers.values())
+    return float(sum(4 * min(num_clients * r * (d_in + d_out), d_in * d_out) for (r, d_in), d_out in shapes))
 
 
 def plan_cost(
@@ -137,7 +156,7 @@ def plan_cost(
     adapter: Adapter,
     rule: Rule,
     plan: RoundPlan,
-    upload: CodecName = "float32",
+    codecs: Codecs = DEFAULT_CODECS,
     controls: bool = False,
 ) -> ClientCost:
     """Return what a round costs a client of a population: its first round's largest client stands for all.
@@ -147,16 +166,17 @@ def plan_cost(
         adapter: Its adapter.
         rule: What clients train.
         plan: A bound plan; without lengths an example counts as one token.
-        upload: The format of updates.
+        codecs: The formats of updates and broadcasts.
         controls: Whether control variates travel beside everything.
     """
     mean_length = 1.0
     if plan.lengths is not None and len(plan.lengths):
         sample = [float(plan.lengths[i]) for i in range(min(1000, len(plan.lengths)))]
         mean_length = sum(sample) / len(sample)
-    num_batches = max((len(work.batches) for work in plan.schedule(0).work), default=0)
-    tokens = mean_length * plan.batch_size
-    return client_cost(size, adapter, rule, tokens, tokens * num_batches, upload, controls)
+    clients = plan.schedule(0).work
+    num_batches = max((len(work.batches) for work in clients), default=0)
+    tokens, number = mean_length * plan.batch_size, len(clients) if len(clients) == len(plan.shards) else math.inf
+    return client_cost(size, adapter, rule, tokens, tokens * num_batches, codecs, controls, number)
 
 
 def count_tokens(batch: object) -> int:

@@ -146,6 +146,11 @@ class FederatedCLI(LightningCLI):
         """Refuse a broken checkpoint or another module's, before Lightning puts its hyperparameters over ours."""
         options = self.config[self.config.subcommand] if self.config.get("subcommand") else {}
         path, model = options.get("ckpt_path"), options.get("model")
+        if path in ("best", "last", "hpc"):  # Lightning would look in this run's folder, which is new
+            raise FederatedConfigError(
+                f"Expected the path of a checkpoint in `--ckpt_path` but got '{path}': each run has its own folder; "
+                "name the file, for example 'runs/quickstart/version_0/checkpoints/last.ckpt'."
+            )
         if path and Path(path).is_file():
             checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
             if model is not None and isinstance(module := locate(model.class_path), type):

@@ -61,6 +61,8 @@ class ClientCost:
         download_bytes_per_rank: Bytes received per slot.
         upload_bytes_per_rank: Bytes sent per slot.
         upload_bytes_per_value: Bytes sent per trained number outside the low-rank layers, as encoded.
+        download_bytes_per_value: Bytes received for each of these.
+        download_bytes: Bytes received whatever the rank, such as a change to the base model.
     """
 
     base_bytes: float
@@ -72,6 +74,8 @@ class ClientCost:
     download_bytes_per_rank: float
     upload_bytes_per_rank: float
     upload_bytes_per_value: float = 4.0
+    download_bytes_per_value: float = 4.0
+    download_bytes: float = 0.0
 
     def memory_bytes(self, rank: int) -> float:
         """Return the peak memory: base, activations, and 16 bytes per trained parameter.
@@ -86,7 +90,8 @@ class ClientCost:
 
     def seconds(self, rank: int, device: DeviceProfile) -> float:
         """Return the simulated seconds of a round."""
-        download = 4 * self.dense_params + self.download_bytes_per_rank * rank
+        download = self.download_bytes_per_value * self.dense_params + self.download_bytes_per_rank * rank
+        download += self.download_bytes
         return device.seconds(self.flops + self.flops_per_rank * rank, download, self.upload_bytes(rank))
 
 

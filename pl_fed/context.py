@@ -1,8 +1,8 @@
 """What federated hooks receive: one object for the round, one for the client in it.
 
 Any callback may define ``on_round_start``, ``on_client_start``, ``on_broadcast``, ``on_client_end``, ``on_upload``,
-``on_aggregate`` and ``on_round_end``; each is called as ``hook(trainer, pl_module, context)``. A plain Trainer never
-calls them.
+``on_aggregate`` and ``on_round_end``, or ``on_round_failed`` in place of these two where too few clients were left;
+each is called as ``hook(trainer, pl_module, context)``. A plain Trainer never calls them.
 """
 
 from dataclasses import dataclass, field

@@ -17,11 +17,12 @@ from pl_fed.clients import ClientCost, ClientState
 from pl_fed.context import RoundContext
 from pl_fed.controls import Controls
 from pl_fed.engines.base import Engine
-from pl_fed.errors import CheckpointMismatchError
+from pl_fed.errors import CheckpointMismatchError, TooFewClientsError
 from pl_fed.exchange import like
 from pl_fed.federation_config import FederationConfig
 from pl_fed.frozen import FrozenTensors
 from pl_fed.loaders import RoundPlan
+from pl_fed.privacy.pairwise.errors import TooFewSurvivorsError
 from pl_fed.processes import Processes
 from pl_fed.progress import ClientInProgress
 from pl_fed.round_sharing import share_round, share_server
@@ -94,7 +95,7 @@ class Federation:
         if self.cost is None:  # once, from the first round, so that caps are the same in every round and after a resume
             correction = config.local.correction
             controls = correction is not None and correction.has_controls
-            self.cost = plan_cost(self.size, self.adapter, config.rule, plan, config.codecs.up, controls)
+            self.cost = plan_cost(self.size, self.adapter, config.rule, plan, config.codecs, controls)
 
     def _check_population(self, plan: RoundPlan) -> None:
         found, self.source = plan.fingerprint(), plan.shards
@@ -169,9 +170,13 @@ class Federation:
         self.context, self.schedule = None, None
         self._drop_clients()
         received, self.sealed = [*context.updates, *self.sealed], []
-        config.cohort.check_survivors(context.round_idx, len(received), context.failures)
         updates = sorted(received, key=lambda update: update.client_id)  # the order of arrival changes nothing
-        context.aggregate = self._aggregate(updates, context)
+        try:
+            config.cohort.check_survivors(context.round_idx, len(received), context.failures)
+            context.aggregate = self._aggregate(updates, context)
+        except (TooFewClientsError, TooFewSurvivorsError):
+            self.fire("on_round_failed", context)
+            raise
         applied = config.server_optimizer.apply(self.server, context.aggregate)
         if self.controls is not None:
             assert self.population is not None

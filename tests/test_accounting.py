@@ -1,5 +1,6 @@
 """Counted operations against torch's own counter, and every other figure against one counted by hand."""
 
+import math
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ from transformers import (
 
 from pl_fed.accounting import NetworkSize, client_cost, count_tokens, plan_cost, trained_parameters, training_flops
 from pl_fed.adapters import Adapter
+from pl_fed.clients import DeviceProfile
 from pl_fed.loaders import RoundLoader
 from pl_fed.rounds import CohortConfig, LocalTraining
-from pl_fed.rules import AFLoRA, FedIT, FFALoRA
+from pl_fed.rules import AFLoRA, FedIT, FFALoRA, FLoRA
 from pl_fed.updates import Slots, prefix_slots
+from pl_fed.wire import Codecs
 from tests.helpers.tiny import TinyLM
 
 RANK, BATCH, LENGTH = 3, 2, 5
@@ -186,7 +189,7 @@ def test_trained_parameters_are_those_that_get_gradients(name: str, sides: set[s
 )
 def test_client_cost_by_hand(rule: Any, per_rank: int, upload: int, trained_flops: int) -> None:
     """TinyLM: two layers of 8 x 24, so a slot has 16 weights of A and 48 of B, and a diagonal two.
-    AFLoRA also sends the slot's id in both layers, two bytes each.
+    AFLoRA also sends the slot's id in both layers, two bytes each, up and down.
 
     1792 weights in matrix products (see `test_communication_monitor`); widths 2 * (8 + 8 + 8 + 32) + 8 = 120.
     """
@@ -198,16 +201,49 @@ def test_client_cost_by_hand(rule: Any, per_rank: int, upload: int, trained_flop
     assert (cost.dense_params, cost.params_per_rank) == (0, per_rank)
     assert cost.flops == 4 * 1792 * 100
     assert cost.flops_per_rank == (4 * 64 + trained_flops) * 100
-    assert (cost.download_bytes_per_rank, cost.upload_bytes_per_rank) == (4 * 64, upload)
+    ids = 4 if rule.sends_slots else 0
+    assert (cost.download_bytes_per_rank, cost.upload_bytes_per_rank) == (4 * 64 + ids, upload)
 
 
 def test_upload_cost_follows_the_codec() -> None:
     """48 weights of B a slot in two layers: a byte each, and per layer a scale of four bytes and an id of two."""
     module = TinyLM()
-    cost = client_cost(NetworkSize.of(module), Adapter(module), AFLoRA(), 1, 1, "int8")
+    cost = client_cost(NetworkSize.of(module), Adapter(module), AFLoRA(), 1, 1, Codecs("int8"))
     assert (cost.upload_bytes_per_rank, cost.upload_bytes_per_value) == (48 + 2 * (4 + 2), 1)
-    half = client_cost(NetworkSize.of(module), Adapter(module), FedIT(), 1, 1, "bfloat16")
+    half = client_cost(NetworkSize.of(module), Adapter(module), FedIT(), 1, 1, Codecs("bfloat16"))
     assert (half.upload_bytes_per_rank, half.upload_bytes_per_value) == (2 * 64, 2)
+
+
+@pytest.mark.parametrize(
+    ("rule", "per_rank"),
+    [
+        (FedIT(), 64 + 2 * (4 + 4)),  # a byte each, and a scale of four bytes for A and for B in both layers
+        (AFLoRA(), 4 * 16 + 48 + 2 * (4 + 2)),  # A, which nobody trains, goes in full; B has scales; ids
+    ],
+)
+def test_download_cost_follows_the_codec(rule: Any, per_rank: int) -> None:
+    module = TinyLM()
+    cost = client_cost(NetworkSize.of(module), Adapter(module), rule, 1, 1, Codecs(down="int8"))
+    assert (cost.download_bytes_per_rank, cost.download_bytes_per_value, cost.upload_bytes_per_value) == (
+        per_rank,
+        1,
+        4,
+    )
+
+
+def test_what_is_merged_is_downloaded() -> None:
+    """FLoRA's factors are drawn, not sent. Rank 4 in 8 -> 24: a client's stack has 4 * 32 numbers, two dense ones less.
+
+    1024 bytes at 8 bits a second are 1024 seconds; the operations and the upload take next to nothing.
+    """
+    module = TinyLM()
+    size, adapter = NetworkSize.of(module), Adapter(module)
+    costs = [client_cost(size, adapter, FLoRA(), 1, 1, num_clients=number) for number in (1, 2, math.inf)]
+    assert [cost.download_bytes for cost in costs] == [2 * 4 * 4 * 32, 2 * 4 * 192, 2 * 4 * 192]
+    assert {cost.download_bytes_per_rank for cost in costs} == {0}
+    assert costs[0].seconds(3, DeviceProfile("slow", 8.0, 1e9, 1e9, downlink_mbps=8e-6)) == pytest.approx(
+        1024, rel=1e-3
+    )
 
 
 def test_client_cost_of_a_network_without_lora() -> None:

@@ -159,6 +159,8 @@ def test_without_a_logger_nothing_is_overwritten(tmp_path: Path, monkeypatch: py
         (["--trainer.accumulate_grad_batches=7"], "`accumulate_grad_batches`=7 divides"),
         (["--trainer.strategy.init_args.clients.uplink_mb=-1"], "`clients.uplink_mb` above 0 but got -1"),
         (["--ckpt_path=no/such/file.ckpt"], "no/such/file.ckpt"),
+        (["--ckpt_path=last"], "path of a checkpoint in `--ckpt_path` but got 'last'"),
+        (["--model.init_args.generation={extra: {num_beamz: 4}}"], "`generation.extra` .* but got .'num_beamz'."),
         (["--data.init_args.splits.public_fraction=0.0"], "public split for PublicRefinement"),
         (["--trainer.strategy.init_args.cohort.fraction=0.5"], "got both, 4 and 0.5: .*`--.*.cohort.clients null`"),
     ],

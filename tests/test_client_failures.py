@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from pl_fed.callbacks import CommunicationMonitor
 from pl_fed.clients import ClientsConfig, DeviceProfile
 from pl_fed.context import RoundContext
 from pl_fed.errors import ClientFailureError, TooFewClientsError
@@ -87,7 +88,8 @@ def test_too_few_survivors_stop_with_a_checkpoint(tmp_path: Path) -> None:
     """After training (a NaN client) and before it (dropouts): the server is unchanged and the checkpoint resumes."""
     cohort = CohortConfig(min_survivors=4)
     module, start = TinyLM(), adapter_tensors(TinyLM())
-    trainer = make_trainer(make_strategy(cohort=cohort), callbacks=[Break(1, "nan")], default_root_dir=tmp_path)
+    watch, monitor = Break(1, "nan"), CommunicationMonitor(client_table=False)
+    trainer = make_trainer(make_strategy(cohort=cohort), callbacks=[watch, monitor], default_root_dir=tmp_path)
     with pytest.raises(
         TooFewClientsError,
         match=r"at least 4 usable clients .* round 0 but got 3 .client 1: not_fin.*is at '.*/too-few-clients-round-0",
@@ -95,9 +97,13 @@ def test_too_few_survivors_stop_with_a_checkpoint(tmp_path: Path) -> None:
         trainer.fit(module, round_loader(), eval_loader())
     assert all(torch.equal(value, start[name]) for name, value in adapter_tensors(module).items())
     saved = tmp_path / "too-few-clients-round-0.ckpt"
-    resumed, again = make_trainer(make_strategy(cohort=cohort), max_epochs=2), TinyLM()
+    sent = monitor.totals.upload_bytes
+    assert sent > 0 and monitor.totals.rounds == 1
+    monitor = CommunicationMonitor(client_table=False)
+    resumed, again = make_trainer(make_strategy(cohort=cohort), max_epochs=2, callbacks=[monitor]), TinyLM()
     resumed.fit(again, round_loader(), eval_loader(), ckpt_path=saved)
-    assert resumed.current_epoch == 2
+    assert resumed.current_epoch == 2 and monitor.totals.rounds == 2, "the failed round was paid for too"
+    assert monitor.totals.upload_bytes == 2 * sent
     assert any(not torch.equal(value, start[name]) for name, value in adapter_tensors(again).items())
 
 

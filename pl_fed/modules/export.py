@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pl_fed.adapters import ADAPTER_NAME, MERGED, Adapter
-from pl_fed.errors import FederatedConfigError
+from pl_fed.errors import FederatedConfigError, shortened
 from pl_fed.modules.base import LoraModule
 from pl_fed.modules.checkpoint import fold_diagonals
 from pl_fed.modules.loading import quiet
@@ -153,7 +153,12 @@ def _write_merged(module: LoraModule, folder: Path) -> None:
             change = layer.scale * layer.merged
             transposed = vars(layer.module)["fan_in_fan_out"]  # Conv1D of transformers
             base.add_((change.T if transposed else change).to(base))
-    merged = model.merge_and_unload()
+    try:
+        merged = model.merge_and_unload()
+    except (RuntimeError, ValueError) as error:  # `lora_bias` on layers without a bias, for example
+        raise FederatedConfigError(
+            f"Expected an adapter that can be merged but it cannot: {shortened(error)}: export without `merge`."
+        ) from error
     with quiet():
         merged.save_pretrained(folder)
     if module.reads_text:

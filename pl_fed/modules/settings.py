@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from peft import LoraConfig
+from transformers import GenerationConfig
 
 from pl_fed.errors import FederatedConfigError
 
@@ -121,6 +122,12 @@ class GenerationSettings:
         if self.num_examples is not None and self.num_examples < 1:
             raise FederatedConfigError(
                 f"Expected `generation.num_examples` to be at least 1 or null but got {self.num_examples}."
+            )
+        elsewhere = {"max_new_tokens", "do_sample", "pad_token_id", "eos_token_id"}
+        if unknown := sorted(set(self.extra) - (set(GenerationConfig().to_dict()) - elsewhere)):
+            raise FederatedConfigError(
+                "Expected `generation.extra` to hold arguments of `transformers.GenerationConfig` that are not set "
+                f"elsewhere ({sorted(elsewhere)}) but got {unknown}: check the spelling or drop them."
             )
 
 

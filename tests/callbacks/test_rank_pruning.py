@@ -12,7 +12,8 @@ from peft.tuners.adalora.layer import RankAllocator
 from torch import Tensor, nn
 
 from pl_fed.adapters import Adapter
-from pl_fed.callbacks.rank_pruning import RankPruning, cubic_budget, slot_energy, slots_to_keep, smooth
+from pl_fed.callbacks._slot_importance import cubic_budget, slot_energy, slots_to_keep, smooth
+from pl_fed.callbacks.rank_pruning import RankPruning
 from pl_fed.context import RoundContext
 from pl_fed.errors import FederatedConfigError
 from pl_fed.rules import AFLoRA, FedIT, FFALoRA
@@ -85,6 +86,10 @@ def test_only_energy_is_unmoved_when_scale_goes_from_lambda_to_b() -> None:
         ([4.0, 1.0, 2.0, 3.0], {"budget": 1, "max_share": 0.5}, [0, 3]),
         ([4.0, 1.0, 2.0, 3.0], {"budget": 0, "min_rank": 2}, [0, 3]),
         ([4.0, 3.0], {"budget": 8}, [0, 1]),
+        # a quarter of three is none, yet a budget may take one; nothing may go where `max_share` is 0
+        ([4.0, 3.0, 2.0], {"budget": 1, "max_share": 0.25}, [0, 1]),
+        ([4.0, 3.0], {"budget": 1, "max_share": 0.25}, [0]),
+        ([4.0, 3.0], {"budget": 1, "max_share": 0.0}, [0, 1]),
         ([0.0, 0.0, 0.0], {"budget": 1}, [0]),
         ([], {}, []),
     ],

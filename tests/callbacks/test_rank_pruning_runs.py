@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
 from pl_fed.adapters import Adapter
-from pl_fed.callbacks.rank_pruning import RankPruning, slot_energy
+from pl_fed.callbacks._slot_importance import slot_energy
+from pl_fed.callbacks.rank_pruning import RankPruning
 from pl_fed.clients import ClientsConfig
 from pl_fed.context import RoundContext
 from pl_fed.errors import FederatedConfigError
@@ -82,6 +83,20 @@ def test_the_kept_slots_are_the_strongest_of_the_client(importance: Any) -> None
     strategy = make_strategy(clients=ClientsConfig(ranks=[4]))
     make_trainer(strategy, callbacks=[check, pruning]).fit(TinyLM(), round_loader(), eval_loader())
     assert check.seen == 2 * 3 * 2
+
+
+@pytest.mark.parametrize("regrow", [False, True])
+def test_the_cubic_budget_is_followed_to_its_end(regrow: bool) -> None:
+    """From 4 to 1 in four rounds: ceil(1 + 3 (3/4)^3) = 3, ceil(1 + 3/8) = 2, ceil(1 + 3/64) = 2, 1; then it stays."""
+    pruning = RankPruning(schedule="cubic", warmup_rounds=0, final_share=0.2, regrow=regrow)
+    watch = watched(pruning, 5, clients=ClientsConfig(ranks=[4]))
+    assert {(round_idx, len(sent)) for round_idx, _, _, _, sent in watch.rows} == {
+        (0, 3),
+        (1, 2),
+        (2, 2),
+        (3, 1),
+        (4, 1),
+    }
 
 
 def test_regrowth_gives_back_the_strongest_slots_up_to_the_cap() -> None:

@@ -182,6 +182,16 @@ def test_a_failed_export_leaves_the_old_one(make: Any, tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_what_peft_cannot_merge(llama: str, tmp_path: Path) -> None:
+    """Llama's layers have no bias, which a bias of LoRA could be added to."""
+    module = LoraCausalLM(llama, lora=LoraSettings(r=2, extra={"lora_bias": True}))
+    module.configure_model()
+    with pytest.raises(FederatedConfigError, match="can be merged but it cannot: .*bias.*: export without `merge`"):
+        export_adapter(module, tmp_path / "adapter", merge=True)
+    assert not (tmp_path / "adapter").exists()
+    export_adapter(module, tmp_path / "adapter")
+
+
 def test_nothing_to_export(llama: str, make: Any, tmp_path: Path) -> None:
     with pytest.raises(FederatedConfigError, match="a module with a loaded model: call `configure_model"):
         export_adapter(LoraCausalLM(llama), tmp_path / "adapter")
