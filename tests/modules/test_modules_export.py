@@ -182,6 +182,7 @@ def test_a_failed_export_leaves_the_old_one(make: Any, tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+@pytest.mark.filterwarnings("ignore:.*lora_bias=True:UserWarning")
 def test_what_peft_cannot_merge(llama: str, tmp_path: Path) -> None:
     """Llama's layers have no bias, which a bias of LoRA could be added to."""
     module = LoraCausalLM(llama, lora=LoraSettings(r=2, extra={"lora_bias": True}))
