@@ -48,7 +48,7 @@ def lossless_numbers(cells: list[Any]) -> list[Any]:
     found = numbers(cells)
     if any(str(number) != text for text, number in found.items()):
         return cells
-    return [found.get(cell, cell) for cell in cells] if found else cells
+    return [found.get(cell) for cell in cells] if found else cells
 
 
 def describe(value: Any) -> str:
@@ -71,8 +71,8 @@ def check_texts(splits: Splits, columns: Sequence[str], name: str) -> None:
     for split, rows in splits.items():
         for column in columns:
             feature = rows.features[column]
-            if isinstance(feature, datasets.Value) and "binary" not in feature.dtype:
-                continue
+            if isinstance(feature, datasets.ClassLabel | datasets.Value) and "binary" not in feature.dtype:
+                continue  # the others are lists and records, or anything, row by row
             for value in rows.with_format(None)[column]:
                 if not (value is None or isinstance(value, str | int | float)):
                     raise FederatedConfigError(

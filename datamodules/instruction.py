@@ -57,7 +57,6 @@ class InstructionData(FederatedText):
         if topic is None:
             return Rows(splits, ["examples"] * len(splits["train"]), [])
         check_columns({"train": splits["train"]}, [topic], self.dataset)
-        check_texts({"train": splits["train"]}, [topic], self.dataset)
         return Rows(splits, [str(value) for value in splits["train"][topic][:]], [])
 
     def _text_columns(self) -> list[str]:

@@ -54,7 +54,7 @@ def _values(splits: Splits, column: str) -> dict[str, list[Any]]:
     values: dict[str, list[Any]] = {name: rows[column][:] for name, rows in splits.items()}
     written = [name for name, rows in splits.items() if is_csv(rows)]
     found = numbers(cell for name in written for cell in values[name])
-    return values | {name: [found[cell] if cell in found else cell for cell in values[name]] for name in written}
+    return values | {name: [found.get(cell) for cell in values[name]] for name in written if found}
 
 
 def _in_order(classes: set[Any]) -> list[Any]:
