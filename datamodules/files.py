@@ -11,7 +11,6 @@ import pyarrow as pa
 from pl_fed.errors import FederatedConfigError, shortened
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")  # of JSON, of Parquet
 
 
@@ -32,6 +31,8 @@ def load_file(path: Path, cache_dir: Path | None) -> datasets.Dataset:
         )
     builder, cache = BUILDERS[path.suffix], None if cache_dir is None else str(cache_dir)
     try:
+        if builder != "parquet":
+            _decode(path)
         options = _csv_options(path) if builder == "csv" else {}
         return datasets.load_dataset(builder, data_files=str(path), split="train", cache_dir=cache, **options)
     except FederatedConfigError:
@@ -40,6 +41,15 @@ def load_file(path: Path, cache_dir: Path | None) -> datasets.Dataset:
         raise FederatedConfigError(f"Expected rows in {path.name!r} but the file is empty.") from None
     except (ValueError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
         raise FederatedConfigError(_refusal(path, error)) from error
+
+
+def _decode(path: Path) -> None:
+    """Read a text once: Arrow takes JSON in any encoding, and Python then fails on its cells."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            decoder.decode(block)
+    decoder.decode(b"", final=True)
 
 
 def _csv_options(path: Path) -> dict[str, Any]:
@@ -64,9 +74,6 @@ def _refusal(path: Path, error: Exception) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, UnicodeDecodeError):
         return _not_utf8(path, f"the byte 0x{cause.object[cause.start]:02x} where it cannot be")
-    with path.open("rb") as file:
-        if file.read(2) in _UTF16:
-            return _not_utf8(path, "the first bytes of UTF-16")
     if any(words in str(cause) for words in _NO_ROWS):
         return f"Expected rows in {path.name!r} but it has none: add some."
     if path.suffix == ".parquet":
