@@ -79,3 +79,28 @@ def check_texts(splits: Splits, columns: Sequence[str], name: str) -> None:
                         f"Expected text in column '{column}' in the {split} split of '{name}' but got "
                         f"{describe(value)}: write it as text, or set `columns`."
                     )
+
+
+def check_ids(cells: Sequence[Any], column: str) -> None:
+    """Check that a column can tell clients apart: texts or numbers, one in every row.
+
+    Raises:
+        FederatedConfigError: If cells are missing, of several kinds, or lists, records or bytes.
+    """
+    if missing := sum(value is None for value in cells):
+        raise FederatedConfigError(
+            f"Expected a value in every row of `partitioner.partition_by`='{column}' but {missing} of {len(cells)} "
+            "have none: fill them in or leave these rows out of the data."
+        )
+    for value in cells:
+        if isinstance(value, list | dict | bytes):
+            raise FederatedConfigError(
+                f"Expected texts or numbers in `partitioner.partition_by`='{column}' but got {describe(value)}: write "
+                "them as text, or choose another column."
+            )
+    kinds = {"number" if type(value) in (int, float) else type(value).__name__: value for value in cells}
+    if len(kinds) > 1:
+        raise FederatedConfigError(
+            f"Expected values of one kind in `partitioner.partition_by`='{column}' but got "
+            f"{' and '.join(map(describe, kinds.values()))}: write all as text."
+        )

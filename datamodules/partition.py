@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 from flwr_datasets.partitioner import Partitioner
 
-from pl_fed.datamodules.cells import describe, is_csv, lossless_numbers
+from pl_fed.datamodules.cells import check_ids, is_csv, lossless_numbers
 from pl_fed.datamodules.config import SplitConfig
 from pl_fed.errors import FederatedConfigError
 from pl_fed.rounds import derive_seed
@@ -179,26 +179,13 @@ def _rows(partitioner: Partitioner, data: datasets.Dataset, indices: Sequence[in
         columns = []  # looks at no content, so no text is copied
     content = data.select_columns(columns).with_format(None)[list(indices)] if columns else {}
     if column is not None:
-        _check_ids(content[column], column)
+        check_ids(content[column], column)
     if is_csv(data):
         content = {name: lossless_numbers(cells) for name, cells in content.items()}
     index = INDEX
     while index in content:
         index += "_"
     return _Rows.from_dict({**content, index: list(indices)}), index
-
-
-def _check_ids(cells: Sequence[Any], column: str) -> None:
-    if missing := sum(value is None for value in cells):
-        raise FederatedConfigError(
-            f"Expected a value in every row of `partitioner.partition_by`='{column}' but {missing} of {len(cells)} "
-            "have none: fill them in or leave these rows out of the data."
-        )
-    if strange := [value for value in cells if isinstance(value, list | dict | bytes)]:
-        raise FederatedConfigError(
-            f"Expected texts or numbers in `partitioner.partition_by`='{column}' but got {describe(strange[0])}: write "
-            "them as text, or choose another column."
-        )
 
 
 def _read_index(part: datasets.Dataset, index: str, kind: str) -> Indices:

@@ -62,10 +62,10 @@ def load_splits(
         others: Names that the caller knows besides, to say so where `name` is unknown.
 
     Returns:
-        ``train``, and ``validation`` and ``test`` where the data has them.
+        ``train``, and ``validation`` and ``test`` where the data has them. The cells of a local CSV file are text.
 
     Raises:
-        FederatedConfigError: If there is no such data or it has no training split.
+        FederatedConfigError: If there is no such data, or it cannot be read or has no training split.
     """
     path = Path(name).expanduser()
     if path.exists():

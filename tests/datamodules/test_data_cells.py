@@ -109,6 +109,15 @@ def test_natural_ids_that_are_none(value: Any) -> None:
         assign(NaturalIdPartitioner("site"), rows, range(2))
 
 
+def test_natural_ids_of_several_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps({"site": cell}) + "\n" for cell in (1, "a", 2)))
+    with pytest.raises(FederatedConfigError, match=r"of one kind in .*'site' but got 2 \(int\) and 'a' \(str\): write"):
+        assign(NaturalIdPartitioner("site"), load_file(path, tmp_path / "cache"), range(3))
+    rows = datasets.Dataset.from_dict({"site": [1, 0.5, 1]})
+    assert assign(NaturalIdPartitioner("site"), rows, range(3)) == ([[1], [0, 2]], ["0.5", "1.0"])
+
+
 def test_a_column_with_the_name_of_the_index() -> None:
     rows = datasets.Dataset.from_dict({"__index__": ["b", "a", "b"]})
     assert assign(NaturalIdPartitioner("__index__"), rows, range(3)) == ([[1], [0, 2]], ["a", "b"])

@@ -133,7 +133,7 @@ UNREADABLE = [
     (
         "r.jsonl",
         '{"text": "é"}\n'.encode("utf-16"),
-        "'r.jsonl' to be text in UTF-8 but got the first bytes of UTF-1",
+        "'r.jsonl' to be text in UTF-8 but got the byte 0xff",
     ),
 ]
 
