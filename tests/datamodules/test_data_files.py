@@ -13,6 +13,7 @@ import pytest
 
 from pl_fed.datamodules.files import load_file
 from pl_fed.datamodules.labels import read_labels
+from pl_fed.datamodules.tokens import content_hash
 from pl_fed.errors import FederatedConfigError
 
 # `datasets` leaves the files that it reads for the garbage collector to close.
@@ -55,6 +56,14 @@ def test_empty_cells_rows_and_blocks(tmp_path: Path) -> None:
     assert found[:] == {"text": ["a", "c", None, None], "label": ["b", None, None, "d"]}
     path.write_text("text,label\n" + "a,1\n" * 10_000 + "b,\n" * 10_001)
     assert load_file(path, tmp_path / "cache")["label"][:] == ["1"] * 10_000 + [None] * 10_001
+
+
+def test_tokens_of_guessed_types_are_not_taken_again(write_rows: Write, tmp_path: Path) -> None:
+    """The key of the cache is a hash of the cells, so tokens of what pandas made of a file are never found."""
+    path = write_rows("data.csv", [{"text": cell} for cell in ("4", "3.5", "NA")])
+    guessed = datasets.load_dataset("csv", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert guessed["text"][:] == [4.0, 3.5, None]
+    assert content_hash(guessed, ["text"]) != content_hash(load_file(path, tmp_path / "cache"), ["text"])
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
@@ -109,8 +118,6 @@ def parquet(table: pa.Table) -> bytes:
 
 WHOLE = parquet(pa.table({"text": ["a"] * 100}))
 LATIN = "text,label\ncafé au lait,b\n".encode("latin-1")
-
-
 UNREADABLE = [
     ("r.csv", b"", "rows in 'r.csv' but the file is empty"),
     ("r.csv", b"text,label\n", "rows in 'r.csv' but it has none below its header: add some"),
@@ -119,22 +126,15 @@ UNREADABLE = [
     ("r.parquet", parquet(pa.table({"text": pa.array([], pa.string())})), "rows in 'r.parquet' but it has none"),
     ("r.csv", b"text,label\na,b,\nc,d,\n", "2 cells in the first row of 'r.csv', as its header has, but got 3"),
     ("r.csv", b"text,label\na,b\nc,d,e\n", r"the same columns in every row .*line 3, saw 3\): mend or remove that"),
-    (
-        "r.csv",
-        b'text,label\n"a,b\nc,d\n',
-        "the same columns in every row .*EOF inside string",
-    ),
+    ("r.csv", b'text,label\n"a,b\nc,d\n', "the same columns in every row .*EOF inside string"),
     ("r.parquet", WHOLE[: len(WHOLE) // 2], r"'r.parquet' to be a whole Parquet file .*\): copy or write it again"),
     ("r.csv", LATIN, "'r.csv' to be text in UTF-8 but got the byte 0xe9 where it cannot be: save it as UTF-8"),
     ("r.csv", b"text,label\n" + b"a,b\n" * 30_000 + LATIN, "'r.csv' to be text in UTF-8 but got the byte 0xe9"),
     ("r.csv", LATIN.decode("latin-1").encode("utf-16"), "'r.csv' to be text in UTF-8 but got the byte 0xff"),
     ("r.csv", "text,label\na,b\n".encode("utf-16-le"), "'r.csv' to be text in UTF-8 but got zero bytes"),
     ("r.jsonl", '{"text": "é"}\n'.encode("latin-1"), "'r.jsonl' to be text in UTF-8 but got the byte 0xe9"),
-    (
-        "r.jsonl",
-        '{"text": "é"}\n'.encode("utf-16"),
-        "'r.jsonl' to be text in UTF-8 but got the byte 0xff",
-    ),
+    ("r.jsonl", '{"text": "é"}\n'.encode("utf-16"), "'r.jsonl' to be text in UTF-8 but got the byte 0xff"),
+    ("r.jsonl", '{"text": "é'.encode()[:-1], "'r.jsonl' to be text in UTF-8 but got the byte 0xc3"),
 ]
 
 
