@@ -114,7 +114,8 @@ class TextColumns:
 
     Args:
         text: The text.
-        label: Its class: an integer, a string, or a named class of `datasets`.
+        label: Its class: an integer, a string, or a named class of `datasets`. Classes of a CSV file are integers if
+            all are, with no leading zeros.
     """
 
     text: str = "text"

@@ -8,7 +8,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from pl_fed.datamodules.sources import BUILDERS, SPLITS, Splits, load_splits
+from pl_fed.datamodules.files import BUILDERS
+from pl_fed.datamodules.sources import SPLITS, Splits, load_splits
 from pl_fed.errors import FederatedConfigError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

@@ -4,6 +4,7 @@ from flwr_datasets.partitioner import Partitioner
 from transformers import PreTrainedTokenizerBase
 
 from pl_fed.datamodules.batches import Collate, InstructionCollator
+from pl_fed.datamodules.cells import check_texts
 from pl_fed.datamodules.config import InstructionColumns, LoadingConfig, SplitConfig
 from pl_fed.datamodules.prompts import PromptEncoder
 from pl_fed.datamodules.sources import Rows, check_columns
@@ -52,6 +53,7 @@ class InstructionData(FederatedText):
     def _load(self) -> Rows:
         splits, topic = self._load_splits(), self.columns.topic
         check_columns(splits, self._text_columns(), self.dataset)
+        check_texts(splits, self._text_columns(), self.dataset)
         if topic is None:
             return Rows(splits, ["examples"] * len(splits["train"]), [])
         check_columns({"train": splits["train"]}, [topic], self.dataset)

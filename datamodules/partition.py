@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 from flwr_datasets.partitioner import Partitioner
 
+from pl_fed.datamodules.cells import check_ids, is_csv, lossless_numbers
 from pl_fed.datamodules.config import SplitConfig
 from pl_fed.errors import FederatedConfigError
 from pl_fed.rounds import derive_seed
@@ -125,7 +126,7 @@ def assign(partitioner: Partitioner, data: datasets.Dataset, indices: Sequence[i
             "lower `partitioner.num_partitions` or use more data."
         )
     fresh = copy.deepcopy(partitioner)  # it accepts one table only, and setup may run again
-    fresh.dataset = _rows(fresh, data, indices)
+    fresh.dataset, index = _rows(fresh, data, indices)
     try:
         parts = [fresh.load_partition(k) for k in range(fresh.num_partitions)]
     except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -133,7 +134,7 @@ def assign(partitioner: Partitioner, data: datasets.Dataset, indices: Sequence[i
             f"Expected {kind} to split {len(indices)} examples but it says: {str(error).rstrip('. ')}: change its "
             f"arguments, now {_arguments(partitioner)}{_ADVICE.get(kind, '')}."
         ) from error
-    shards = [_read_index(part, kind) for part in parts]
+    shards = [_read_index(part, index, kind) for part in parts]
     names = _client_names(fresh, len(shards))
     _check_shards(shards, names)
     return shards, names
@@ -166,8 +167,8 @@ def divide(
     return Partition(names, [p[0] for p in parts], [p[1] for p in parts], [p[2] for p in parts], public)
 
 
-def _rows(partitioner: Partitioner, data: datasets.Dataset, indices: Sequence[int]) -> datasets.Dataset:
-    """Copy what the partitioner reads, in the order of `indices`, with the index of each row."""
+def _rows(partitioner: Partitioner, data: datasets.Dataset, indices: Sequence[int]) -> tuple[datasets.Dataset, str]:
+    """Copy what the partitioner reads, in the order of `indices`, with each row's index and that column's name."""
     column = getattr(partitioner, "_partition_by", None)
     if column is not None and column not in data.column_names:
         raise FederatedConfigError(
@@ -177,20 +178,22 @@ def _rows(partitioner: Partitioner, data: datasets.Dataset, indices: Sequence[in
     if column is None and type(partitioner).__module__.startswith("flwr_datasets."):
         columns = []  # looks at no content, so no text is copied
     content = data.select_columns(columns).with_format(None)[list(indices)] if columns else {}
-    if column is not None and (missing := sum(value is None for value in content[column])):
-        raise FederatedConfigError(
-            f"Expected a value in every row of `partitioner.partition_by`='{column}' but {missing} of {len(indices)} "
-            "have none: fill them in or leave these rows out of the data."
-        )
-    return _Rows.from_dict({**content, INDEX: list(indices)})
+    if column is not None:
+        check_ids(content[column], column)
+    if is_csv(data):
+        content = {name: lossless_numbers(cells) for name, cells in content.items()}
+    index = INDEX
+    while index in content:
+        index += "_"
+    return _Rows.from_dict({**content, index: list(indices)}), index
 
 
-def _read_index(part: datasets.Dataset, kind: str) -> Indices:
-    if INDEX not in part.column_names:
+def _read_index(part: datasets.Dataset, index: str, kind: str) -> Indices:
+    if index not in part.column_names:
         raise FederatedConfigError(
             f"Expected a partitioner that gives each client whole examples but {kind} splits columns: use another one."
         )
-    indices: Indices = part[INDEX][:]
+    indices: Indices = part[index][:]
     return indices
 
 

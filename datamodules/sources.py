@@ -1,6 +1,5 @@
 """Data sets by name: a local file or folder, the hub, or the packaged sets for machines that reach no hub."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,14 @@ from datasets.naming import camelcase_to_snakecase
 from huggingface_hub.errors import HFValidationError
 
 from pl_fed import assets
+from pl_fed.datamodules.files import BUILDERS, load_file
 from pl_fed.errors import FederatedConfigError, shortened
 
-BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLITS = {  # the name that we use, and those that data sets use
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")  # of 64 bits
 Splits = dict[str, datasets.Dataset]
 _EXPECTED = "Expected `dataset` to be a file, a folder, a data set of the hub or a packaged one"
 
@@ -64,14 +62,14 @@ def load_splits(
         others: Names that the caller knows besides, to say so where `name` is unknown.
 
     Returns:
-        ``train``, and ``validation`` and ``test`` where the data has them.
+        ``train``, and ``validation`` and ``test`` where the data has them. The cells of a local CSV file are text.
 
     Raises:
-        FederatedConfigError: If there is no such data or it has no training split.
+        FederatedConfigError: If there is no such data, or it cannot be read or has no training split.
     """
     path = Path(name).expanduser()
     if path.exists():
-        found = _load_folder(path, cache_dir) if path.is_dir() else {"train": _load_file(path, cache_dir)}
+        found = _load_folder(path, cache_dir) if path.is_dir() else {"train": load_file(path, cache_dir)}
     elif path.suffix in BUILDERS:
         raise FederatedConfigError(f"Expected `dataset` to be a file that exists but there is no {path}.")
     else:
@@ -94,51 +92,6 @@ def check_columns(splits: Splits, columns: Sequence[str], name: str) -> None:
                 )
 
 
-def _load_file(path: Path, cache_dir: Path | None) -> datasets.Dataset:
-    if path.suffix not in BUILDERS:
-        raise FederatedConfigError(
-            f"Expected `dataset` to end in one of {', '.join(sorted(BUILDERS))} but got {path.name!r}: convert "
-            "the file."
-        )
-    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    cache = None if cache_dir is None else str(cache_dir)
-    try:
-        rows = datasets.load_dataset(
-            BUILDERS[path.suffix], data_files=str(path), split="train", cache_dir=cache, **options
-        )
-    except StopIteration:
-        raise FederatedConfigError(f"Expected rows in {path.name!r} but the file is empty.") from None
-    except datasets.exceptions.DatasetGenerationError as error:
-        reason = shortened(error.__cause__ or error)
-        raise FederatedConfigError(
-            f"Expected {path.name!r} to be a table with the same columns in every row but it cannot be read "
-            f"({reason}): mend or remove that row."
-        ) from error
-    return _with_integers(rows, path, cache, **options) if BUILDERS[path.suffix] == "csv" else rows
-
-
-def _with_integers(rows: datasets.Dataset, path: Path, cache: str | None, **options: str) -> datasets.Dataset:
-    """Give those columns of a CSV file their integers back that pandas made floats since a cell is empty.
-
-    An empty cell is None, and ``3`` stays 3; a column with a single ``3.0`` in it keeps its floats.
-    """
-    floats = [name for name, feature in rows.features.items() if feature.dtype == "float64"]
-    suspects = [name for name in floats if 0 < rows.data.column(name).null_count < len(rows)]
-    if not suspects:
-        return rows
-    features = datasets.Features({**rows.features, **{name: datasets.Value("string") for name in suspects}})
-    written = datasets.load_dataset(
-        "csv", data_files=str(path), split="train", cache_dir=cache, features=features, **options
-    )
-    columns = rows.column_names
-    for name in suspects:
-        cells = written[name][:]
-        if all(INTEGER.fullmatch(cell) for cell in cells if cell is not None):
-            values = [None if cell is None else int(cell) for cell in cells]
-            rows = rows.remove_columns(name).add_column(name, values)
-    return rows.select_columns(columns)
-
-
 def _load_folder(folder: Path, cache_dir: Path | None) -> Splits:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         saved = datasets.load_from_disk(str(folder))
@@ -150,7 +103,7 @@ def _load_folder(folder: Path, cache_dir: Path | None) -> Splits:
             f"Expected `dataset` to be a folder with a train file (.jsonl, .json, .csv, .tsv or .parquet) but "
             f"{folder} has none: name the files train, validation and test."
         )
-    return {path.stem: _load_file(path, cache_dir) for path in files}
+    return {path.stem: load_file(path, cache_dir) for path in files}
 
 
 def _in_hub_cache(name: str) -> bool:

@@ -7,6 +7,7 @@ from flwr_datasets.partitioner import Partitioner
 from transformers import PreTrainedTokenizerBase
 
 from pl_fed.datamodules.batches import Collate, TextCollator
+from pl_fed.datamodules.cells import check_texts
 from pl_fed.datamodules.config import LoadingConfig, SplitConfig, TextColumns
 from pl_fed.datamodules.labels import read_labels
 from pl_fed.datamodules.sources import Rows, check_columns
@@ -66,6 +67,7 @@ class TextClassificationData(FederatedText):
     def _load(self) -> Rows:
         splits = self._load_splits()
         check_columns(splits, [self.columns.text, self.columns.label], self.dataset)
+        check_texts(splits, [self.columns.text], self.dataset)
         splits, labels, self.label_names = read_labels(splits, self.columns.label)
         groups = [self.label_names[i] for i in labels[: len(splits["train"])]]
         return Rows(splits, groups, self.label_names, labels)

@@ -171,7 +171,7 @@ def test_setup_and_loaders_are_cheap_the_second_time(make_text: Any, monkeypatch
     data.prepare_data()
     data.setup("fit")
     examples = data._examples
-    monkeypatch.setattr(sources, "_load_file", lambda *_: pytest.fail("loaded again"))
+    monkeypatch.setattr(sources, "load_file", lambda *_: pytest.fail("loaded again"))
     monkeypatch.setattr(tokens_module, "content_hash", lambda *_: pytest.fail("hashed again"))
     data.setup("validate")
     assert data.train_dataloader().dataset is data.train_dataloader().dataset is examples
