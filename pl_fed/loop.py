@@ -44,9 +44,9 @@ class FederatedLoop(Callback):
         return self.plan is not None and self.federation is not None
 
     @property
-    def saved_optimizers(self) -> list[str] | None:
-        """Classes of the clients' optimizers in the checkpoint that is being loaded; None if it does not say."""
-        return (self._loaded or {}).get("optimizers")
+    def saved_optimizers(self) -> list[str]:
+        """Classes of the clients' optimizers in the checkpoint that is being loaded; empty if it does not say."""
+        return list((self._loaded or {}).get("optimizers", []))
 
     @property
     def mid_round(self) -> bool:

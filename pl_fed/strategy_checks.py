@@ -71,7 +71,7 @@ def check_callbacks(trainer: Trainer) -> None:
         FederatedConfigError: For weight averaging over steps, or a schedule of accumulation.
     """
     for callback in callbacks_of(trainer):
-        averages = type(callback).__name__ in ("WeightAveraging", "EMAWeightAveraging")
+        averages = any(parent.__name__ == "WeightAveraging" for parent in type(callback).__mro__)
         if isinstance(callback, StochasticWeightAveraging) or averages:
             raise FederatedConfigError(
                 f"Expected no weight averaging over steps but got `{type(callback).__name__}`: it would average "
@@ -141,21 +141,19 @@ def _faster(trainer: Trainer, loader: RoundLoader) -> tuple[Literal["sequential"
     return by_size(size, device)
 
 
-def check_optimizers(
-    optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]], kinds: Sequence[str] | None
-) -> None:
+def check_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]], kinds: Sequence[str]) -> None:
     """Compare optimizers with a checkpoint's.
 
     Args:
         optimizers: Those of this run.
         states: Their states in the checkpoint.
-        kinds: Their classes there (`optimizer_kinds`), None if the checkpoint does not say.
+        kinds: Their classes there (`optimizer_kinds`); empty if the checkpoint does not say.
 
     Raises:
         CheckpointMismatchError: If the checkpoint is of another kind of optimizer.
     """
     here = optimizer_kinds(optimizers)
-    if kinds is not None and here != list(kinds):
+    if kinds and here != list(kinds):
         raise CheckpointMismatchError(
             f"Expected a checkpoint of clients that train with {' and '.join(here)} but got one of clients with "
             f"{' and '.join(kinds)}: resume with the checkpoint's, or start anew from the exported adapter."

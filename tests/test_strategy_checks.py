@@ -25,9 +25,13 @@ def fit(module: TinyLM | None = None, local: LocalTraining | None = None, **kwar
     return trainer
 
 
+class OwnAveraging(EMAWeightAveraging):
+    """A project's own kind of it."""
+
+
 @pytest.mark.parametrize(
     "callback",
-    [StochasticWeightAveraging(swa_lrs=1e-2), EMAWeightAveraging(), WeightAveraging()],
+    [StochasticWeightAveraging(swa_lrs=1e-2), EMAWeightAveraging(), WeightAveraging(), OwnAveraging()],
     ids=lambda c: type(c).__name__,
 )
 @pytest.mark.parametrize("source", ["loader", "datamodule"])
