@@ -162,8 +162,8 @@ def _accept(federation: "Federation", client: ClientContext) -> None:
     context, config = federation.context, federation.config
     assert context is not None and client.update is not None and client.after is not None
     state = federation.states[client.client_id]
-    federation.engine.finish(state, config.local.optimizer == "kept")
     state.slots = client.slots
+    federation.engine.finish(state, config.local.optimizer == "kept")
     if config.clients.keep_adapters or config.rule.keeps or federation.norms:
         own = restricted(folded(client.after, client.diagonals), client.slots)
         state.kept = _on_cpu(kept_parts(own, config.rule.keeps, federation.norms))

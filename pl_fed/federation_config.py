@@ -38,9 +38,15 @@ class FederationConfig:
                 f"Expected the plain server optimizer with {name} but got `{self.server_optimizer.name}`: the rule "
                 "changes the basis of the slots in every round, and moments of the old basis mean nothing in the new."
             )
+        new_basis = self.rule.rotates or self.rule.reinitialises
+        if new_basis and self.local.optimizer == "kept":
+            raise FederatedConfigError(
+                f"Expected `local.optimizer: fresh` with {name} but got `kept`: the rule changes the factors' basis in "
+                "every round, and a client's moments of the old basis mean nothing in the new."
+            )
         if correction is None or not correction.has_controls:
             return
-        if self.rule.rotates or self.rule.reinitialises:
+        if new_basis:
             raise FederatedConfigError(
                 f"Expected no {type(correction).__name__} with {name} but got it: the rule changes the factors' basis "
                 "in every round, and control variates of the old basis mean nothing in the new. Use FedProx."

@@ -1,8 +1,10 @@
 """A federation in a checkpoint: tensors and primitives only, so that ``weights_only=True`` loads it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from pl_fed.chunk_round import select_only
 from pl_fed.client_round import start_values
@@ -20,11 +22,22 @@ FORMAT = 1
 """Raised whenever what a checkpoint holds of a federation changes, so that others' are refused by name."""
 
 
-def save_federation(federation: Federation) -> dict[str, Any]:
-    """Return everything a resumed run needs, also in the middle of a round."""
+def optimizer_kinds(optimizers: Sequence[Optimizer]) -> list[str]:
+    """Return each optimizer's class by its full name, to recognise it in a checkpoint.
+
+    Example:
+        >>> optimizer_kinds([torch.optim.SGD([torch.zeros(1)])])
+        ['torch.optim.sgd.SGD']
+    """
+    return [f"{type(optimizer).__module__}.{type(optimizer).__qualname__}" for optimizer in optimizers]
+
+
+def save_federation(federation: Federation, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """Return everything a resumed run needs, also in the middle of a round; `optimizers` are the clients'."""
     state: dict[str, Any] = {
         "format": FORMAT,
         "settings": federation.config.rule.settings(),
+        "optimizers": optimizer_kinds(optimizers),
         "population": federation.population,
         "shards": federation.shards,
         "versions": dict(federation.versions),

@@ -44,6 +44,11 @@ class FederatedLoop(Callback):
         return self.plan is not None and self.federation is not None
 
     @property
+    def saved_optimizers(self) -> list[str]:
+        """Classes of the clients' optimizers in the checkpoint that is being loaded; empty if it does not say."""
+        return list((self._loaded or {}).get("optimizers", []))
+
+    @property
     def mid_round(self) -> bool:
         """Whether a client is in training."""
         return self.federation is not None and self.federation.context is not None
@@ -220,14 +225,14 @@ class FederatedLoop(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the federation's state; empty for runs without rounds."""
-        if not self.active or self.federation is None:
+        if not self.active or self.federation is None or self.trainer is None:
             return {}
         more: dict[str, Any] = {"broken": self._borders.broken} if self._borders.broken else {}
-        if self.mid_round and self._tokens is not None and self.trainer and trained_uncounted(self.trainer):
+        if self.mid_round and self._tokens is not None and trained_uncounted(self.trainer):
             # a callback saves before it is our turn
             self.federation.engine.note(self._window_done(self.federation.chunk[0].step + 1))
             more["uncounted"] = (self._tokens, self.trainer.is_last_batch)
-        return save_federation(self.federation) | more
+        return save_federation(self.federation, self.trainer.optimizers) | more
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the network is ready."""

@@ -57,6 +57,11 @@ class ServerOptimizer:
         """Whether the server takes the aggregate as it is."""
         return self.name == "sgd" and self.lr == 1.0 and self.momentum == 0.0
 
+    @property
+    def kind(self) -> str:
+        """What a checkpoint may not change: the name, and whether there is momentum."""
+        return f"{self.name} with momentum" if self.momentum else self.name
+
     def reset(self) -> None:
         """Forget the moments."""
         self._first: dict[str, Tensor] = {}
@@ -92,19 +97,22 @@ class ServerOptimizer:
         return self.lr * first / (second.sqrt() + self.tau)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the moments."""
-        return {"name": self.name, "first": dict(self._first), "second": dict(self._second)}
+        """Return the kind and the moments."""
+        return {"name": self.name, "kind": self.kind, "first": dict(self._first), "second": dict(self._second)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore the moments on `device`.
 
         Raises:
-            CheckpointMismatchError: If they are those of another optimizer.
+            CheckpointMismatchError: If they are those of another kind of optimizer.
         """
-        if state["first"] and state["name"] != self.name:
+        there = state.get("kind")
+        if there is None:  # an older checkpoint
+            there = state["name"] if state["first"] and state["name"] != self.name else self.kind
+        if there != self.kind:
             raise CheckpointMismatchError(
-                f"Expected a checkpoint with the server optimizer `{self.name}` but got one with `{state['name']}`: "
-                "resume with the same, or start anew from the exported adapter."
+                f"Expected a checkpoint with the server optimizer `{self.kind}` but got one with `{there}`: resume "
+                "with the same `server_optimizer.name` and momentum, or start anew from the exported adapter."
             )
         self._first = {name: value.to(device) for name, value in state["first"].items()}
         self._second = {name: value.to(device) for name, value in state["second"].items()}

@@ -122,6 +122,7 @@ class FederatedStrategy(ProcessGroupStrategy):
 
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Let the rule choose what clients train before the module makes its optimizer."""
+        strategy_checks.check_early(trainer)
         self._bind_adapter()
         super().setup_optimizers(trainer)
         assert self.loop.federation is not None
@@ -236,7 +237,8 @@ class FederatedStrategy(ProcessGroupStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         """Load the optimizer, if the checkpoint is of the same kind."""
-        strategy_checks.check_optimizers(self.optimizers, checkpoint["optimizer_states"])
+        saved = self.loop.saved_optimizers
+        strategy_checks.check_optimizers(self.optimizers, checkpoint["optimizer_states"], saved)
         super().load_optimizer_state_dict(checkpoint)
 
     @classmethod

@@ -5,13 +5,15 @@ from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim import Optimizer
 
 from pl_fed.chunks import Packing
 from pl_fed.engines import by_size, step_size, why_not_packed
 from pl_fed.errors import CheckpointMismatchError, FederatedConfigError
 from pl_fed.federation import Federation
+from pl_fed.federation_state import optimizer_kinds
 from pl_fed.loaders import RoundLoader, RoundPlan
 
 
@@ -34,8 +36,42 @@ def check_supported(trainer: Trainer, optimizers: Sequence[Optimizer]) -> None:
         )
     if len(optimizers) != 1:
         raise FederatedConfigError(f"Expected one optimizer but got {len(optimizers)}.")
+    check_callbacks(trainer)
+
+
+def check_early(trainer: Trainer) -> None:
+    """Refuse a rounds' Trainer for its callbacks before the sanity check, which these may break with other words.
+
+    Only where there is something to refuse are the training loaders made once more than Lightning does.
+
+    Raises:
+        FederatedConfigError: As `check_callbacks`, if rounds are trained.
+    """
+    try:
+        check_callbacks(trainer)
+    except FederatedConfigError:
+        if _trains_rounds(trainer):
+            raise
+
+
+def _trains_rounds(trainer: Trainer) -> bool:
+    """Tell whether a training loader is one of rounds, before Lightning asks for it; ordinary ones may be anything."""
+    source = trainer.fit_loop._data_source
+    if not source.is_defined() or trainer.limit_train_batches == 0:
+        return False
+    with isolate_rng():
+        loaders = CombinedLoader(source.dataloader()).flattened
+    return any(isinstance(loader, RoundLoader) for loader in loaders)
+
+
+def check_callbacks(trainer: Trainer) -> None:
+    """Refuse callbacks that rounds cannot be trained with.
+
+    Raises:
+        FederatedConfigError: For weight averaging over steps, or a schedule of accumulation.
+    """
     for callback in callbacks_of(trainer):
-        averages = type(callback).__name__ in ("WeightAveraging", "EMAWeightAveraging")
+        averages = any(parent.__name__ == "WeightAveraging" for parent in type(callback).__mro__)
         if isinstance(callback, StochasticWeightAveraging) or averages:
             raise FederatedConfigError(
                 f"Expected no weight averaging over steps but got `{type(callback).__name__}`: it would average "
@@ -105,12 +141,23 @@ def _faster(trainer: Trainer, loader: RoundLoader) -> tuple[Literal["sequential"
     return by_size(size, device)
 
 
-def check_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]]) -> None:
+def check_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]], kinds: Sequence[str]) -> None:
     """Compare optimizers with a checkpoint's.
+
+    Args:
+        optimizers: Those of this run.
+        states: Their states in the checkpoint.
+        kinds: Their classes there (`optimizer_kinds`); empty if the checkpoint does not say.
 
     Raises:
         CheckpointMismatchError: If the checkpoint is of another kind of optimizer.
     """
+    here = optimizer_kinds(optimizers)
+    if kinds and here != list(kinds):
+        raise CheckpointMismatchError(
+            f"Expected a checkpoint of clients that train with {' and '.join(here)} but got one of clients with "
+            f"{' and '.join(kinds)}: resume with the checkpoint's, or start anew from the exported adapter."
+        )
     for live, saved in zip(optimizers, states, strict=False):
         wanted, found = set(live.param_groups[0]), set(saved["param_groups"][0])
         if not wanted - {"initial_lr"} <= found:

@@ -151,13 +151,3 @@ def test_inside_a_round_the_schedule_must_be_the_same(change: dict[str, Any], tm
     with pytest.raises(CheckpointMismatchError, match="schedule of round 0 that the checkpoint was taken in"):
         again = make_trainer(make_strategy(**change))
         again.fit(TinyLM(), round_loader(), eval_loader(), ckpt_path=tmp_path / "step=2.ckpt")
-
-
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
-def test_another_optimizer_is_refused(tmp_path: Path) -> None:
-    trainer = make_trainer(make_strategy(), max_epochs=1)
-    trainer.fit(TinyLM("adamw"), round_loader(), eval_loader())
-    trainer.save_checkpoint(tmp_path / "adamw.ckpt")
-    with pytest.raises(CheckpointMismatchError, match="state of SGD in the checkpoint but it has no .'dampening'"):
-        resumed = make_trainer(make_strategy(), max_epochs=2)
-        resumed.fit(TinyLM("sgd"), round_loader(), eval_loader(), ckpt_path=tmp_path / "adamw.ckpt")

@@ -42,7 +42,7 @@ def test_plain_returns_the_aggregate_bit_for_bit() -> None:
     )
     optimizer = ServerOptimizer()
     assert torch.equal(optimizer.apply(before, aggregate).dense["head"], torch.full((3,), 0.1))
-    assert optimizer.state_dict() == {"name": "sgd", "first": {}, "second": {}}
+    assert optimizer.state_dict() == {"name": "sgd", "kind": "sgd", "first": {}, "second": {}}
 
 
 UPDATES = [1.0, -0.5, 0.25, 0.0, 2.0]  # of A; those of B are the double, of the head the triple
@@ -149,13 +149,29 @@ def test_state_dict_round_trip(case: dict[str, Any]) -> None:
     assert numbers(untouched.apply(state(0.0), state(1.0))) == numbers(first.apply(state(0.0), state(1.0)))
 
 
-def test_moments_of_another_optimizer_are_refused() -> None:
-    """Momentum's sum of updates is no mean of them; without moments there is nothing to mix up."""
+@pytest.mark.parametrize("here", [ServerOptimizer("adam"), ServerOptimizer("yogi"), ServerOptimizer()])
+def test_another_kind_is_refused(here: ServerOptimizer) -> None:
+    """Momentum's sum of updates is no mean of them; also before there are moments."""
     momentum = ServerOptimizer(momentum=0.9)
-    ServerOptimizer("adam").load_state_dict(momentum.state_dict(), CPU)
+    expected = f"with the server optimizer `{here.name}` but got one with `sgd with momentum`: resume with the same"
+    for _ in range(2):
+        with pytest.raises(CheckpointMismatchError, match=expected):
+            here.load_state_dict(momentum.state_dict(), CPU)
+        momentum.apply(state(0.0), state(1.0))
+
+
+def test_moments_without_a_kind_are_known_by_name() -> None:
+    """Those of earlier versions; without moments there is nothing to mix up."""
+    momentum = ServerOptimizer(momentum=0.9)
+
+    def old() -> dict[str, Any]:
+        return {key: value for key, value in momentum.state_dict().items() if key != "kind"}
+
+    ServerOptimizer("adam").load_state_dict(old(), CPU)
     momentum.apply(state(0.0), state(1.0))
+    ServerOptimizer().load_state_dict(old(), CPU)
     with pytest.raises(CheckpointMismatchError, match="with the server optimizer `adam` but got one with `sgd`"):
-        ServerOptimizer("adam").load_state_dict(momentum.state_dict(), CPU)
+        ServerOptimizer("adam").load_state_dict(old(), CPU)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, StochasticWeightAveraging
+import torch
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 from pl_fed.errors import FederatedConfigError
 from pl_fed.rounds import LocalTraining
-from tests.helpers.tiny import TinyLM, eval_loader, make_strategy, make_trainer, round_loader
+from pl_fed.rules import FedIT
+from tests.helpers.tiny import TinyLM, adapter_tensors, eval_loader, make_strategy, make_trainer, round_loader
 
 
 def fit(module: TinyLM | None = None, local: LocalTraining | None = None, **kwargs: Any) -> pl.Trainer:
@@ -18,13 +25,59 @@ def fit(module: TinyLM | None = None, local: LocalTraining | None = None, **kwar
     return trainer
 
 
+class OwnAveraging(EMAWeightAveraging):
+    """A project's own kind of it."""
+
+
 @pytest.mark.parametrize(
-    "callback", [StochasticWeightAveraging(swa_lrs=1e-2), EMAWeightAveraging()], ids=lambda c: type(c).__name__
+    "callback",
+    [StochasticWeightAveraging(swa_lrs=1e-2), EMAWeightAveraging(), WeightAveraging(), OwnAveraging()],
+    ids=lambda c: type(c).__name__,
 )
-def test_weight_averaging(callback: pl.Callback) -> None:
+@pytest.mark.parametrize("source", ["loader", "datamodule"])
+@pytest.mark.parametrize("num_sanity_val_steps", [0, 2])
+def test_weight_averaging(callback: pl.Callback, source: str, num_sanity_val_steps: int) -> None:
+    """Also before the sanity check, where averages of a network without AFLoRA's diagonals do not fit it."""
+    trainer = make_trainer(make_strategy(), callbacks=[callback], num_sanity_val_steps=num_sanity_val_steps)
     expected = f"no weight averaging over steps but got `{type(callback).__name__}`"
     with pytest.raises(FederatedConfigError, match=expected):
-        fit(callbacks=[callback])
+        if source == "loader":
+            trainer.fit(TinyLM(), round_loader(), eval_loader())
+        else:
+            trainer.fit(TinyLM(), datamodule=Data(round_loader()))
+
+
+class Data(pl.LightningDataModule):
+    """Hands out a training loader, and counts how often it is asked."""
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__()
+        self.loader, self.asked = loader, 0
+
+    def train_dataloader(self) -> Any:
+        self.asked += 1
+        torch.rand(1)
+        return self.loader
+
+    def val_dataloader(self) -> Any:
+        return eval_loader()
+
+
+def averaged(strategy: Any, *callbacks: pl.Callback) -> tuple[dict[str, torch.Tensor], Data]:
+    torch.manual_seed(1)
+    module, data = TinyLM(dropout=0.0), Data(eval_loader())
+    make_trainer(strategy, callbacks=[*callbacks], num_sanity_val_steps=2).fit(module, datamodule=data)
+    return adapter_tensors(module), data
+
+
+def test_weight_averaging_with_ordinary_loaders() -> None:
+    """It is Lightning's own there: the same numbers as with the strategy for one device; they are averages."""
+    expected, plain = averaged("auto", EMAWeightAveraging())
+    found, data = averaged(make_strategy(FedIT()), EMAWeightAveraging())
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    last, once = averaged(make_strategy(FedIT()))
+    assert any(not torch.equal(value, found[name]) for name, value in last.items())
+    assert (plain.asked, data.asked, once.asked) == (1, 2, 1)  # once more only where there is something to refuse
 
 
 def test_manual_optimization() -> None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from pl_fed.adapters import Adapter
 from pl_fed.clients import ClientState
 from pl_fed.engines.base import Engine
-from pl_fed.engines.training_state import Schedules, rng_state, seed_rng, set_rng_state
+from pl_fed.engines.training_state import Schedules, forget_others, rng_state, seed_rng, set_rng_state
 from pl_fed.updates import AdapterState, Slots
 
 
@@ -49,6 +49,7 @@ class SequentialEngine(Engine):
             for optimizer, state in zip(self._optimizers, client.optimizer["optimizers"], strict=True):
                 state = copy.deepcopy(state)  # the optimizer would go on writing into the client's copy
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            forget_others(self._optimizers, self._adapter, slots)
         self._schedules.load(client.optimizer["schedules"] if kept and client.optimizer else self._schedules.start)
         seed_rng(seed)
         self._rng, self._grads, self._restore_rng = rng_state(), [], False
@@ -61,8 +62,9 @@ class SequentialEngine(Engine):
         return self._adapter.live()
 
     def finish(self, client: ClientState, kept: bool) -> None:
-        """Keep copies of the optimizer's and the schedule's state."""
+        """Keep copies of the optimizer's and the schedule's state; a pruned slot that comes back starts anew."""
         if kept:
+            forget_others(self._optimizers, self._adapter, client.slots)
             states = [copy.deepcopy(optimizer.state_dict()["state"]) for optimizer in self._optimizers]
             client.optimizer = {"optimizers": states, "schedules": self._schedules.state()}
 

@@ -1,10 +1,16 @@
-"""What a client's training depends on besides its tensors: random numbers and schedules of the learning rate."""
+"""What a client's training depends on besides its tensors: random numbers, schedules, an optimizer's moments."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pl_fed.adapters import Adapter
+from pl_fed.updates import Slots
 
 
 def rng_state() -> dict[str, Any]:
@@ -25,6 +31,29 @@ def seed_rng(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
+
+
+@torch.no_grad()
+def forget_others(optimizers: Sequence[Optimizer], adapter: Adapter, slots: Slots) -> None:
+    """Zero what optimizers remember of slots that a client does not hold, since momentum would train these.
+
+    Args:
+        optimizers: Train the adapter; what they keep for each number of a factor or diagonal is masked.
+        adapter: The network's federated tensors.
+        slots: The client's slots by layer.
+    """
+    for name, ids in slots.items():
+        layer = adapter.layers[name]
+        if len(ids) == layer.a.shape[0]:
+            continue
+        others = torch.ones_like(layer.b[0], dtype=torch.bool).index_fill_(0, ids, False)  # (rank,)
+        masks: dict[Tensor, Tensor] = {layer.a: others[:, None], layer.b: others}
+        if layer.diagonal is not None:
+            masks[layer.diagonal] = others
+        for parameter, state in ((p, o.state[p]) for o in optimizers for p in masks if p in o.state):
+            for value in state.values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
+                    value.masked_fill_(masks[parameter], 0.0)
 
 
 class Schedules:

@@ -73,10 +73,9 @@ class ClientMean(Metric):
         """
         held = client_ids >= 0
         ids, place = client_ids[held].unique(return_inverse=True)
-        zeros = weights.new_zeros(len(ids))
         self.client_ids.append(ids)
-        self.sums.append(zeros.index_add(0, place, (values * weights)[held]))
-        self.weights.append(zeros.index_add(0, place, weights[held]))
+        for known, part in ((self.sums, values * weights), (self.weights, weights)):  # of unlike types in float64
+            known.append(part.new_zeros(len(ids)).index_add(0, place, part[held]))
 
     def compute(self) -> dict[int, float]:
         """Return the mean by client, in ascending order of their ids."""

@@ -125,6 +125,22 @@ def test_figures_are_not_narrow(llama: str, trainer: Make) -> None:
     assert float(run.callback_metrics["test/loss"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_client_figures_in_float64(llama: str, trainer: Make) -> None:
+    """Losses are float64 and numbers of tokens float32 there; a client's mean has the losses' precision."""
+    module, rows = shaken(LoraCausalLM(llama, LoraSettings(r=2))), language_rows()
+    loader = DataLoader(rows, batch_size=2, collate_fn=collate_language)  # type: ignore[arg-type]
+    trainer(precision="64-true").validate(module, loader, verbose=False)
+    with torch.no_grad():
+        parts = [response_losses(module.eval()(batch).logits, batch["labels"]) for batch in loader]
+    losses, tokens = (torch.cat(part) for part in zip(*parts, strict=True))
+    assert len(module.client_metrics["val"]) > 1
+    assert losses.dtype == torch.float64
+    for client_id, found in module.client_metrics["val"].items():
+        own = torch.tensor([row["client_id"] == client_id for row in rows])
+        expected = float(losses[own].sum() / tokens[own].sum())
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_diverged_model_shows() -> None:
     """The mean must not leave out what is not a number, and perplexity must not fail."""
     evaluation = LanguageEvaluation()

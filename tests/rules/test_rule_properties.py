@@ -164,6 +164,17 @@ def test_control_variates_need_a_fixed_basis_and_no_diagonal(name: str) -> None:
         strategy(rule, local=local)
 
 
+@ALL
+def test_kept_optimizers_need_a_fixed_basis(name: str) -> None:
+    rule, local = RULES[name](), LocalTraining(optimizer="kept")
+    if not (rule.rotates or rule.reinitialises):
+        assert strategy(rule, local=local)
+        return
+    message = f"`local.optimizer: fresh` with {type(rule).__name__} but got `kept`: the rule changes the factors' basis"
+    with pytest.raises(FederatedConfigError, match=message):
+        strategy(rule, local=local)
+
+
 def test_what_does_go_together() -> None:
     assert strategy(AFLoRA(train_diagonal=False), local=LocalTraining(correction=Scaffold()))
     assert strategy(FedSVD(), server_optimizer=ServerOptimizer())
