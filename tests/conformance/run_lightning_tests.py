@@ -6,8 +6,8 @@
 
 Files with failures are run again with the stock strategy, which tells our failures from those of the environment (a
 missing optional package, say). The status is 0 if nothing of ours failed beyond `EXPECTED`. `pip install scikit-learn
-pytest-timeout` first: some of Lightning's tests need the one, and the other stops a test that hangs. The file is its
-own pytest plugin.
+tensorboard pytest-timeout` first: some of Lightning's tests need the first two, and the last stops a test that
+hangs. The file is its own pytest plugin.
 """
 
 import argparse
