@@ -24,6 +24,7 @@ _NO_CLASS = re.compile(r"No module named|has no attribute|not a subclass|not cor
 _CHOICE = re.compile(r"argument (?P<key>\S+): invalid choice: '(?P<value>.*)' \(choose from (?P<choices>.+)\)")
 _KEY = re.compile(r'^(?P<indent> *(?:- )?)Parser key "(?P<key>[^"]+)"', re.MULTILINE)
 _TYPES = re.compile(r"Subtypes: \[(?P<types>.+)\]|Expected an? (?P<type>\S.*?)\. Got value")
+_NESTED = re.compile(r"NestedArg\(key='(?P<key>[^']+)', val=(?P<value>.+)\)")
 _VALUE = re.compile(r"(?:Given|Got) value: (?P<value>.+)")
 _OURS = re.compile(r"Expected [^\n]*`[^\n]* but got [^\n]*")
 _LONGEST = 300  # characters
@@ -126,6 +127,12 @@ def _wrong_value(message: str) -> str | None:
     types, value = list(_TYPES.finditer(message)), _VALUE.search(message)
     if not types or value is None:
         return None
+    if nested := _NESTED.search(value["value"]):
+        path = _path(message)
+        return (
+            f"Expected an option of `{path}` and its value but got `{nested['key']}` and {_short(nested['value'])}: "
+            f"check both with `--{path}.help CLASS`."
+        )
     expected = _types(types[-1]["types"] or types[-1]["type"])
     return f"Expected `{_path(message)}` to be {expected} but got '{_short(value['value'])}': give it such a value."
 

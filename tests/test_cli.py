@@ -221,6 +221,10 @@ def test_another_module_s_checkpoint_is_one_sentence(runs: Path, tmp_path: Path,
         (["--config=no_such.yaml"], "no_such.yaml"),
         (["--config={folder}/key.yaml"], "got `trainer.max_epochz`: did you mean `trainer.max_epochs`?"),
         (["--config={folder}/inner.yaml"], "FederatedStrategy (`trainer.strategy`) but got `cohort.client`: did you"),
+        (
+            ["--trainer.strategy.init_args.clients.rank=2"],
+            "an option of `trainer.strategy` and its value but got `clients.rank` and '2': check both with",
+        ),
     ],
 )
 def test_a_usage_error_is_one_line(
