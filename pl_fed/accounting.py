@@ -110,25 +110,17 @@ def client_cost(
 ) -> ClientCost:
     """Return the cost of a round as a function of the rank, for rank caps; the dearest broadcast counts.
 
-    `controls` says that control variates travel beside everything, `num_clients` how many
-    train in a round: infinity where a client may have missed rounds, and then gets the whole of what was merged.
+    `controls` says that control variates travel beside everything, `num_clients` how many train in a round: infinity
+    where a client may have missed rounds, and then gets the whole of what was merged.
     """
-    times = 2 if controls else 1
+    times, dense = 2 if controls else 1, adapter.num_dense
     one_slot = {name: layer.a.new_zeros(1).long() for name, layer in adapter.layers.items()}
     sides = rule.optimizer_sides()
     none = {name: ids[:0] for name, ids in one_slot.items()}
     base_flops = training_flops(size, adapter, none, sides, 1)
-    a, b = adapter_weights(adapter, one_slot)
-
-    def sent(sides: frozenset[str], codec: CodecName, codec_a: CodecName) -> float:  # of a slot, with its id and scales
-        formats = [(a, codec_a)] * ("a" in sides) + [(b, codec)] * ("b" in sides)
-        ids = SLOT_ID_BYTES if rule.sends_slots and formats else 0
-        scales = sum(4 for _, name in formats if name == "int8")
-        weights = sum(number * BYTES[name] for number, name in formats)
-        return times * (weights + (ids + scales) * len(one_slot))
-
-    dense, down = adapter.num_dense, frozenset[str]() if rule.reinitialises else frozenset({"a", "b"}) - rule.keeps
+    received = frozenset[str]() if rule.reinitialises else frozenset({"a", "b"}) - rule.keeps
     exact_a: CodecName = codecs.down if "a" in sides else "float32"  # see `wire`
+    dearer = max(slot_bytes(adapter, rule, rule.sides(i) - rule.keeps, codecs.up) for i in (0, 1))  # of two rounds
     return ClientCost(
         base_bytes=size.base_bytes,
         activation_bytes=4 * size.widths * tokens_per_batch,
@@ -136,13 +128,31 @@ def client_cost(
         params_per_rank=trained_parameters(adapter, one_slot, sides) - dense,
         flops=base_flops * tokens_per_round,
         flops_per_rank=(training_flops(size, adapter, one_slot, sides, 1) - base_flops) * tokens_per_round,
-        download_bytes_per_rank=sent(down, codecs.down, exact_a),
-        # the dearer of two rounds
-        upload_bytes_per_rank=max(sent(rule.sides(i) - rule.keeps, codecs.up, codecs.up) for i in (0, 1)),
+        download_bytes_per_rank=times * slot_bytes(adapter, rule, received, codecs.down, exact_a),
+        upload_bytes_per_rank=times * dearer,
         upload_bytes_per_value=0.0 if "dense" in rule.keeps else times * BYTES[codecs.up],
         download_bytes_per_value=0.0 if "dense" in rule.keeps else times * BYTES[codecs.down],
         download_bytes=merged_bytes(adapter, num_clients) if rule.merges else 0.0,
     )
+
+
+def slot_bytes(
+    adapter: Adapter, rule: Rule, sides: frozenset[str], codec: CodecName, codec_a: CodecName | None = None
+) -> float:
+    """Return the bytes of one slot in every layer, with its id and the scales of its factors.
+
+    Args:
+        adapter: The network's adapter.
+        rule: Says whether ids travel.
+        sides: What travels.
+        codec: Its format.
+        codec_a: That of A, if it is another.
+    """
+    a, b = adapter_weights(adapter, {name: layer.a.new_zeros(1).long() for name, layer in adapter.layers.items()})
+    formats = [(a, codec_a or codec)] * ("a" in sides) + [(b, codec)] * ("b" in sides)
+    ids = SLOT_ID_BYTES if rule.sends_slots and formats else 0
+    scales = sum(4 for _, name in formats if name == "int8")
+    return sum(number * BYTES[name] for number, name in formats) + (ids + scales) * len(adapter.layers)
 
 
 def merged_bytes(adapter: Adapter, num_clients: float) -> float:

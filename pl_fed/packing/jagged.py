@@ -53,22 +53,8 @@ def ragged_attention(
     return padded_attention(query, key, value, lengths, causal, scale)
 
 
-def grouped_low_rank(
-    rows: Float[Tensor, "rows d_in"],
-    a: Float[Tensor, "clients rank d_in"],
-    b: Float[Tensor, "clients d_out rank"],
-    factors: Float[Tensor, "clients #rank"],
-    sizes: Sequence[int],
-) -> Float[Tensor, "rows d_out"]:
-    """Return ``B_k diag(factors_k) A_k x`` for every client's rows by two grouped products.
-
-    Args:
-        rows: The clients' rows, one client after the other.
-        a: Every client's A.
-        b: Every client's B.
-        factors: Every client's diagonal, or one number each.
-        sizes: Rows of each client.
-    """
+def grouped_low_rank(rows: Tensor, a: Tensor, b: Tensor, factors: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return `padded_low_rank`, whose arguments these are, by two grouped products."""
     from torch.nn.functional import grouped_mm  # not in every torch that we allow; `_agree` finds out
 
     dtype, ends = _computes_in(rows), _offsets(tuple(sizes), rows.device)[1:]
@@ -85,16 +71,7 @@ def grouped_low_rank(
 def varlen_attention(
     query: Heads, key: KeyHeads, value: KeyHeads, lengths: Sequence[int], causal: bool, scale: float
 ) -> Float[Tensor, "1 tokens heads width"]:
-    """Attend within each sequence by flash attention.
-
-    Args:
-        query: The sequences, one after the other.
-        key: As `query`; a head may serve several of the query's.
-        value: As `key`.
-        lengths: Tokens of each sequence.
-        causal: Whether a token sees no later one.
-        scale: Factor of the scores.
-    """
+    """Return `padded_attention`, whose arguments these are, by flash attention."""
     from torch.nn.attention.varlen import varlen_attn  # as above; and slow to import
 
     dtype, starts, longest = _computes_in(query), _offsets(tuple(lengths), query.device), max(lengths)
